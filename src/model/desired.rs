@@ -1,0 +1,155 @@
+//! What the topology files ask of one node.
+
+use super::{Attach, Origin, OuterField, TunnelKey, TunnelKind};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The desired state of one node, compiled from the topology files by pure code.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Hash of the content of the files, independent of their names' order: the topology revision.
+    pub revision: String,
+    /// The node this was compiled for; `None` where only `mappings` were declared.
+    pub node: Option<String>,
+    /// Tunnels by name.
+    pub tunnels: BTreeMap<String, Tunnel>,
+    /// Bridges that tenants of this node join, by name.
+    pub bridges: BTreeMap<String, Bridge>,
+    /// Mappings by interface name: an interface has at most one.
+    pub mappings: BTreeMap<String, Mapping>,
+}
+
+/// Underlay source addresses of this host, one of each family at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// IPv4 source.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 source.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Local {
+    /// The source address for a remote of that family.
+    pub fn for_remote(&self, remote: IpAddr) -> Option<IpAddr> {
+        match remote {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
+    /// Whether it is one of this host's sources.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.for_remote(address) == Some(address)
+    }
+}
+
+/// Which lane the packets of a tunnel take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fast {
+    /// The daemon decides.
+    #[default]
+    Auto,
+    /// Always the fast lane, where the packet allows it.
+    On,
+    /// Always the tunnel device.
+    Off,
+}
+
+/// A tunnel device in collect-metadata ("external") mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Name of the device.
+    pub name: String,
+    /// Encapsulation.
+    pub kind: TunnelKind,
+    /// UDP destination port; `None` for GRE.
+    pub port: Option<u16>,
+    /// Whether the daemon makes and repairs the device. Otherwise it must exist.
+    pub create: bool,
+    /// Underlay sources of this node.
+    pub local: Local,
+    /// MTU of the device in bytes; `None`: computed from the underlay.
+    pub mtu: Option<u32>,
+    /// Outer TTL or hop limit.
+    pub ttl: OuterField,
+    /// Outer DSCP and ECN octet.
+    pub tos: OuterField,
+    /// Sets "don't fragment" on the outer IPv4 header.
+    pub df: bool,
+    /// Outer UDP (or GRE) checksum; `None`: off over IPv4, on over IPv6 for UDP kinds, off for GRE.
+    pub checksum: Option<bool>,
+    /// Value written into `tc_index` in port mode; 0 turns it off.
+    pub mark: u16,
+    /// Lane.
+    pub fast: Fast,
+    /// Where it was declared.
+    pub origin: Origin,
+}
+
+/// A bridge that a tenant's generated ports join. Made if missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Name of the device.
+    pub name: String,
+    /// The tenant that named it.
+    pub tenant: String,
+    /// MTU in bytes of a bridge that we make, when the tunnels say one; `None`: computed from the underlay.
+    pub mtu: Option<u32>,
+    /// Where it was declared.
+    pub origin: Origin,
+}
+
+/// A port that the daemon makes for one remote member of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneratedPort {
+    /// The bridge it joins, isolated.
+    pub bridge: String,
+    /// The remote node.
+    pub node: String,
+}
+
+/// One mapping: a local interface and its tunnel key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// Label for people and metrics; empty where a low-level mapping names none.
+    pub tenant: String,
+    /// Interface name.
+    pub interface: String,
+    /// Tunnel, id and remote.
+    pub key: TunnelKey,
+    /// Underlay source of what is sent.
+    pub local: IpAddr,
+    /// How the interface is attached.
+    pub attach: Attach,
+    /// Set where the daemon makes the interface itself.
+    pub generated: Option<GeneratedPort>,
+    /// Where it was declared.
+    pub origin: Origin,
+}
+
+impl Mapping {
+    /// Stable address of the mapping in plans: `tenant/interface`, or the interface alone.
+    pub fn address(&self) -> String {
+        if self.tenant.is_empty() { self.interface.clone() } else { format!("{}/{}", self.tenant, self.interface) }
+    }
+}
+
+/// Alias (`IFLA_IFALIAS`) of a tunnel device that we made. The alias is what marks a device as ours.
+pub fn tunnel_alias(tunnel: &str) -> String {
+    format!("tunnel-mesh tunnel {tunnel}")
+}
+
+/// Alias of a bridge that we made.
+pub fn bridge_alias(bridge: &str) -> String {
+    format!("tunnel-mesh bridge {bridge}")
+}
+
+/// Alias of a generated port: `tunnel-mesh port TENANT/NODE`.
+pub fn port_alias(tenant: &str, node: &str) -> String {
+    format!("tunnel-mesh port {tenant}/{node}")
+}
+
+/// Prefix that every alias of ours has.
+pub const ALIAS_PREFIX: &str = "tunnel-mesh ";

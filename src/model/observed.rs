@@ -1,0 +1,263 @@
+//! What the kernel has: links, map contents, programs and attachments, read in one sweep.
+
+use super::{Local, OuterField, TunnelKind};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// The live state of one network namespace and one pin directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// Cookie of the network namespace (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
+    /// What the kernel offers.
+    pub features: Features,
+    /// Every link of the namespace.
+    pub links: Vec<Link>,
+    /// Every address of the namespace.
+    pub addresses: Vec<Address>,
+    /// Our maps; `None` where none are pinned.
+    pub maps: Option<MapState>,
+    /// Our pinned programs.
+    pub programs: Vec<LoadedProgram>,
+    /// Our attachments, and what stands beside them.
+    pub attachments: Vec<Attachment>,
+}
+
+impl Observed {
+    /// The link of that name, or that alternative name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|l| l.name == name)
+    }
+
+    /// The link with that index.
+    pub fn link_by_index(&self, ifindex: u32) -> Option<&Link> {
+        self.links.iter().find(|l| l.ifindex == ifindex)
+    }
+}
+
+/// What was probed of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// How programs are attached.
+    pub hook_kind: HookKind,
+    /// What a generated port is made of.
+    pub port_kind: PortKind,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self { hook_kind: HookKind::Tcx, port_kind: PortKind::Dummy }
+    }
+}
+
+/// How programs are attached to a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HookKind {
+    /// A pinned TCX bpf_link (Linux 6.6).
+    Tcx,
+    /// A filter of the `clsact` qdisc with a fixed priority and handle.
+    Clsact,
+}
+
+/// The device kinds a generated port can be made of, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortKind {
+    /// `dummy`.
+    Dummy,
+    /// `ifb`.
+    Ifb,
+    /// One end of a veth pair whose other end is down and silent, named like the port with a trailing `p`.
+    Veth,
+}
+
+/// A network interface as rtnetlink reports it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Interface index in this namespace.
+    pub ifindex: u32,
+    /// Name.
+    pub name: String,
+    /// Alternative names.
+    pub altnames: Vec<String>,
+    /// `IFLA_IFALIAS`.
+    pub alias: Option<String>,
+    /// `IFLA_INFO_KIND`: `veth`, `vxlan`, `bridge`, …; empty for physical devices.
+    pub kind: String,
+    /// Hardware address.
+    pub mac: Option<[u8; 6]>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up (`IFF_UP`).
+    pub up: bool,
+    /// Index of the bridge or other master.
+    pub master: Option<u32>,
+    /// Bridge port option `isolated`; `None` where it isn't a bridge port.
+    pub isolated: Option<bool>,
+    /// For a veth: whether its peer lives in another namespace (`IFLA_LINK_NETNSID` is present).
+    pub peer_in_other_netns: bool,
+    /// What the kernel says of a tunnel device.
+    pub tunnel: Option<TunnelDevice>,
+    /// The device's own drop counters: received and sent packets dropped.
+    pub dropped: (u64, u64),
+}
+
+/// Configuration of a tunnel device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelDevice {
+    /// Encapsulation.
+    pub kind: TunnelKind,
+    /// Whether the device is `ip6gretap` rather than `gretap`.
+    pub ip6: bool,
+    /// Collect-metadata mode.
+    pub external: bool,
+    /// UDP port; `None` for GRE.
+    pub port: Option<u16>,
+    /// Whether a vxlan device learns addresses.
+    pub learning: bool,
+    /// Local address that the device was made with.
+    pub local: Local,
+    /// Whether IPv6 packets with a zero UDP checksum are accepted (`udp6zerocsumrx`).
+    pub udp6_zero_checksum_rx: bool,
+}
+
+/// An address of a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// The link.
+    pub ifindex: u32,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// Contents of our maps, each sorted by key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapState {
+    /// Number of slots that `devs` and the counters have; the hashes hold as many entries.
+    pub capacity: u32,
+    /// Entries of `conf` that are in use, by tunnel index.
+    pub conf: BTreeMap<u32, Conf>,
+    /// Entries of `tunkey2if`.
+    pub tunkey2if: Vec<(TunKey, SlotRef)>,
+    /// Entries of `if2tunkey`, by ifindex.
+    pub if2tunkey: Vec<(u32, IfEntry)>,
+    /// Slots of `devs` that hold a device: slot and ifindex.
+    pub devs: Vec<(u32, u32)>,
+}
+
+/// Entry of `conf`: one tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conf {
+    /// Index of the tunnel device.
+    pub ifindex: u32,
+    /// Name of the tunnel, which keeps the index stable while its device comes and goes.
+    pub name: String,
+    /// Value written into `tc_index` in port mode; 0: not written.
+    pub mark: u16,
+}
+
+/// Key of `tunkey2if`. An IPv4 remote is stored IPv4-mapped (`::ffff:a.b.c.d`, RFC 4291 2.5.5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TunKey {
+    /// Tunnel index.
+    pub tunnel: u32,
+    /// Tunnel id.
+    pub id: u32,
+    /// Far underlay address.
+    pub remote: IpAddr,
+}
+
+/// Value of `tunkey2if`: the mapping's slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRef {
+    /// Slot.
+    pub slot: u32,
+    /// Whether decapsulated packets go to the peer of the interface.
+    pub endpoint: bool,
+    /// Whether the check word in the live value is the right one for its key. Always true in what we write.
+    pub valid: bool,
+}
+
+/// Value of `if2tunkey`: what is sent from an interface goes where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IfEntry {
+    /// Slot.
+    pub slot: u32,
+    /// Whether the interface is an endpoint.
+    pub endpoint: bool,
+    /// Tunnel, id and remote.
+    pub key: TunKey,
+    /// Underlay source.
+    pub local: IpAddr,
+    /// Outer TTL.
+    pub ttl: OuterField,
+    /// Outer DSCP and ECN octet.
+    pub tos: OuterField,
+    /// Outer "don't fragment".
+    pub df: bool,
+    /// Outer checksum.
+    pub checksum: bool,
+    /// Whether the check word in the live value is the right one. Always true in what we write.
+    pub valid: bool,
+}
+
+/// Which program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// `handle_egress`, for ports and endpoints.
+    HandleEgress,
+    /// `handle_ingress`, loaded once for each tunnel index.
+    HandleIngress {
+        /// Tunnel index, a constant of the program.
+        tunnel: u32,
+    },
+}
+
+impl Program {
+    /// The kernel's name of the program.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HandleEgress => "handle_egress",
+            Self::HandleIngress { .. } => "handle_ingress",
+        }
+    }
+}
+
+/// A program of ours that is loaded and pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedProgram {
+    /// Which.
+    pub program: Program,
+    /// The kernel's id of the program.
+    pub id: u32,
+    /// Whether it comes from the object embedded in this binary, on the maps now pinned.
+    pub current: bool,
+}
+
+/// Direction of a TC hook, as the kernel means it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// What the link receives.
+    Ingress,
+    /// What the link sends.
+    Egress,
+}
+
+/// An attachment of ours: a pinned TCX link or a clsact filter with our priority and handle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// TCX or clsact.
+    pub kind: HookKind,
+    /// The link it was made for (from the pin's name, or the link the filter was found on).
+    pub ifindex: u32,
+    /// Hook.
+    pub direction: Direction,
+    /// Id of the program that runs; `None` where the attachment is defunct (its link is gone from this namespace).
+    pub program: Option<u32>,
+    /// Place in the chain, from 0; foreign programs before ours make it larger.
+    pub position: u32,
+}
