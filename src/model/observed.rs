@@ -261,3 +261,12 @@ pub struct Attachment {
     /// Place in the chain, from 0; foreign programs before ours make it larger.
     pub position: u32,
 }
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}

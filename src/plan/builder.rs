@@ -1,0 +1,181 @@
+//! Collects operations by phase and changes by address, then lays the phases end to end.
+
+use super::*;
+use std::collections::BTreeMap;
+
+/// Stages of a plan, in the order of execution. See the module for why this order is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Maps,
+    Programs,
+    MakeLinks,
+    StopSending,
+    Counters,
+    Targets,
+    Receive,
+    Send,
+    StopReceiving,
+    DropTargets,
+    Attach,
+    Join,
+    DeleteLinks,
+    Detach,
+    Unload,
+}
+
+/// A tunnel of the desired state, resolved against the live one.
+#[derive(Debug, Clone)]
+pub(super) struct PlannedTunnel {
+    pub(super) index: u32,
+    pub(super) link: Option<LinkRef>,
+    pub(super) mtu: u32,
+}
+
+/// A mapping of the desired state whose interface exists or is about to.
+#[derive(Debug, Clone)]
+pub(super) struct PlannedMapping<'a> {
+    pub(super) mapping: &'a Mapping,
+    pub(super) link: LinkRef,
+    pub(super) slot: u32,
+    pub(super) fresh: bool,
+}
+
+/// The live maps by key; empty where there are none.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    pub(super) present: bool,
+    pub(super) capacity: u32,
+    pub(super) conf: BTreeMap<u32, Conf>,
+    pub(super) keys: BTreeMap<TunKey, SlotRef>,
+    pub(super) ifs: BTreeMap<u32, IfEntry>,
+    pub(super) devs: BTreeMap<u32, u32>,
+}
+
+impl Live {
+    fn of(observed: &Observed) -> Self {
+        let Some(maps) = &observed.maps else { return Self::default() };
+        Self {
+            present: true,
+            capacity: maps.capacity,
+            conf: maps.conf.clone(),
+            keys: maps.tunkey2if.iter().copied().collect(),
+            ifs: maps.if2tunkey.iter().copied().collect(),
+            devs: maps.devs.iter().copied().collect(),
+        }
+    }
+
+    /// Name of the tunnel with that index.
+    pub(super) fn tunnel_name(&self, index: u32) -> String {
+        self.conf.get(&index).map_or_else(|| format!("tunnel index {index}"), |c| c.name.clone())
+    }
+}
+
+pub(super) struct Builder<'a> {
+    pub(super) input: Input<'a>,
+    pub(super) live: Live,
+    pub(super) tunnels: BTreeMap<&'a str, PlannedTunnel>,
+    pub(super) mappings: Vec<PlannedMapping<'a>>,
+    pub(super) deleted_links: BTreeSet<u32>,
+    pub(super) growing: bool,
+    operations: Vec<(Phase, Operation)>,
+    changes: BTreeMap<(Object, String), Change>,
+    pub(super) pending: Vec<Pending>,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(input: Input<'a>) -> Self {
+        Self {
+            input,
+            live: Live::of(input.observed),
+            tunnels: BTreeMap::new(),
+            mappings: Vec::new(),
+            deleted_links: BTreeSet::new(),
+            growing: false,
+            operations: Vec::new(),
+            changes: BTreeMap::new(),
+            pending: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Adds an operation that belongs to the change with that address.
+    pub(super) fn operation(&mut self, phase: Phase, change: &str, step: Step) {
+        self.operations.push((phase, Operation { change: change.to_owned(), step }));
+    }
+
+    /// The change with that address, made by `new` the first time.
+    pub(super) fn change(&mut self, object: Object, address: &str, new: impl FnOnce() -> Change) -> &mut Change {
+        self.changes.entry((object, address.to_owned())).or_insert_with(new)
+    }
+
+    /// Whether something changes there already.
+    pub(super) fn has_change(&self, object: Object, address: &str) -> bool {
+        self.changes.contains_key(&(object, address.to_owned()))
+    }
+
+    /// Notes a detail of a change of a device, which is an update unless something else said so before.
+    pub(super) fn device_change(&mut self, object: Object, address: &str, action: ChangeAction, reason: Reason, detail: String) {
+        let origin = match object {
+            Object::Tunnel => self.input.desired.tunnels.get(address).map(|t| t.origin.clone()),
+            Object::Bridge => self.input.desired.bridges.get(address).map(|b| b.origin.clone()),
+            _ => None,
+        };
+        let change = self.change(object, address, || Change {
+            object,
+            address: address.to_owned(),
+            action,
+            reason,
+            before: None,
+            after: None,
+            details: Vec::new(),
+            origin,
+        });
+        change.details.push(detail);
+    }
+
+    pub(super) fn problem(&mut self, address: &str, what: String) {
+        self.problems.push(Problem { address: address.to_owned(), what });
+    }
+
+    /// Whether the files said the same of that tunnel before.
+    pub(super) fn tunnel_unchanged(&self, name: &str) -> bool {
+        let known = |d: &Desired| {
+            d.tunnels.get(name).map(|t| Tunnel { origin: Origin::default(), ..t.clone() })
+        };
+        self.input.accepted.is_some_and(|a| known(a).is_some() && known(a) == known(self.input.desired))
+    }
+
+    /// Why a device differs that the files name: they changed, or somebody altered it.
+    pub(super) fn device_reason(&self, known_before: bool) -> Reason {
+        match self.input.accepted {
+            Some(_) if known_before => Reason::Drift,
+            Some(_) | None => Reason::Added,
+        }
+    }
+
+    fn finish(mut self) -> Plan {
+        self.operations.sort_by_key(|(phase, _)| *phase);
+        self.pending.sort_by(|a, b| a.address.cmp(&b.address));
+        Plan {
+            changes: self.changes.into_values().collect(),
+            operations: self.operations.into_iter().map(|(_, o)| o).collect(),
+            pending: self.pending,
+            problems: self.problems,
+        }
+    }
+}
+
+/// Computes the operations that turn the live state into the desired one.
+pub fn plan(input: Input<'_>) -> Plan {
+    let mut builder = Builder::new(input);
+    devices::tunnels(&mut builder);
+    devices::bridges_and_ports(&mut builder);
+    devices::leftovers(&mut builder);
+    slots::assign(&mut builder);
+    mappings::capacity(&mut builder);
+    mappings::conf(&mut builder);
+    mappings::entries(&mut builder);
+    hooks::attachments(&mut builder);
+    builder.finish()
+}

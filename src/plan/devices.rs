@@ -1,0 +1,377 @@
+//! Devices: tunnels, bridges and generated ports, made, repaired and removed.
+//!
+//! *Ours* is a device whose alias says that we made it. The rule: only what is ours is altered or deleted; anything
+//! else that the files name is used as it is, or reported as a problem.
+
+use super::builder::{Builder, Phase, PlannedMapping, PlannedTunnel};
+use super::*;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// MTU assumed where the underlay's can't be found, in bytes.
+const USUAL_MTU: u32 = 1500;
+
+fn is_ours(link: &Link) -> bool {
+    link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX))
+}
+
+/// The smallest MTU of the links that carry the tunnel's source addresses, less what the encapsulation takes.
+fn tunnel_mtu(observed: &Observed, tunnel: &Tunnel) -> u32 {
+    if let Some(mtu) = tunnel.mtu {
+        return mtu;
+    }
+    let families = [tunnel.local.v4.map(IpAddr::V4), tunnel.local.v6.map(IpAddr::V6)];
+    families
+        .into_iter()
+        .flatten()
+        .map(|local| {
+            let holder = observed.addresses.iter().find(|a| a.address == local);
+            let underlay = holder.and_then(|a| observed.link_by_index(a.ifindex)).map_or(USUAL_MTU, |l| l.mtu);
+            // A loopback address says nothing of the way out.
+            let underlay = if underlay == 65536 { USUAL_MTU } else { underlay };
+            underlay.saturating_sub(tunnel.kind.overhead(local.is_ipv6()))
+        })
+        .min()
+        .unwrap_or(USUAL_MTU - tunnel.kind.overhead(true))
+        .max(68)
+}
+
+/// What keeps a device from being this tunnel's, if anything.
+fn mismatch(tunnel: &Tunnel, link: &Link) -> Option<String> {
+    let Some(device) = &link.tunnel else {
+        let kind = if link.kind.is_empty() { "physical" } else { &link.kind };
+        return Some(format!("it is a {kind} device, not {}", tunnel.kind));
+    };
+    if device.kind != tunnel.kind {
+        return Some(format!("it is a {} device, not {}", device.kind, tunnel.kind));
+    }
+    if !device.external {
+        return Some("it isn't in collect-metadata (\"external\") mode".to_owned());
+    }
+    if tunnel.kind == TunnelKind::Gretap && device.ip6 != tunnel.local.v4.is_none() {
+        let (is, should) = if device.ip6 { ("IPv6", "IPv4") } else { ("IPv4", "IPv6") };
+        return Some(format!("it carries GRE over {is}, the topology wants {should}"));
+    }
+    if tunnel.port.is_some() && device.port != tunnel.port {
+        let is = device.port.map_or_else(|| "none".to_owned(), |p| p.to_string());
+        return Some(format!("its UDP port is {is}, not {}", tunnel.port.unwrap_or_default()));
+    }
+    None
+}
+
+pub(super) fn tunnels(b: &mut Builder<'_>) {
+    let desired = b.input.desired;
+    let observed = b.input.observed;
+
+    // An index stays with its tunnel; a new one is taken only if no live entry refers to it.
+    let mut index_of: BTreeMap<&str, u32> = BTreeMap::new();
+    for (index, conf) in &b.live.conf {
+        if let Some((name, _)) = desired.tunnels.get_key_value(&conf.name) {
+            index_of.entry(name).or_insert(*index);
+        }
+    }
+    let mut used: BTreeSet<u32> = b.live.conf.keys().copied().collect();
+    used.extend(b.live.keys.keys().map(|k| k.tunnel));
+    used.extend(b.live.ifs.values().map(|e| e.key.tunnel));
+    used.extend(b.live.devs.keys().filter(|s| **s < TUNNEL_INDEXES));
+
+    for (name, tunnel) in &desired.tunnels {
+        let index = index_of.get(name.as_str()).copied().or_else(|| (1..TUNNEL_INDEXES).find(|i| !used.contains(i)));
+        let Some(index) = index else {
+            b.problem(name, "no tunnel index is free: the next pass retries once the old ones are released".to_owned());
+            continue;
+        };
+        used.insert(index);
+        let mtu = tunnel_mtu(observed, tunnel);
+        let known = b.input.accepted.is_some_and(|a| a.tunnels.contains_key(name));
+        let link = match (observed.link(name), tunnel.create) {
+            (Some(link), _) => match mismatch(tunnel, link) {
+                None => {
+                    repair_tunnel(b, tunnel, link, mtu);
+                    Some(LinkRef::of(link))
+                }
+                Some(why) if tunnel.create && is_ours(link) => {
+                    let detail = format!("make the device anew: {why}");
+                    let reason = if b.tunnel_unchanged(name) { Reason::Drift } else { Reason::Changed };
+                    b.device_change(Object::Tunnel, name, ChangeAction::Update, reason, detail);
+                    b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(link) });
+                    b.deleted_links.insert(link.ifindex);
+                    make_tunnel(b, tunnel, mtu);
+                    Some(LinkRef::to_be_made(name))
+                }
+                Some(why) => {
+                    let remedy = if tunnel.create {
+                        "it wasn't made by tunnel-mesh, so it stays; delete it or give the tunnel another name"
+                    } else {
+                        "make it so, or let tunnel-mesh make it with `create: true`"
+                    };
+                    b.problem(name, format!("device {name} can't be used: {why}; {remedy}"));
+                    None
+                }
+            },
+            (None, true) => {
+                let reason = b.device_reason(known);
+                let detail = format!("make the {} device, MTU {mtu}", tunnel.kind);
+                b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
+                make_tunnel(b, tunnel, mtu);
+                Some(LinkRef::to_be_made(name))
+            }
+            (None, false) => {
+                let what = format!("device {name} doesn't exist; make it in external mode, or say `create: true`");
+                b.problem(name, what);
+                None
+            }
+        };
+        b.tunnels.insert(name, PlannedTunnel { index, link, mtu });
+    }
+}
+
+fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {
+    let link = NewLink::Tunnel {
+        name: tunnel.name.clone(),
+        kind: tunnel.kind,
+        port: tunnel.port,
+        ip6: tunnel.kind == TunnelKind::Gretap && tunnel.local.v4.is_none(),
+        local: tunnel.local,
+        mtu,
+        alias: tunnel_alias(&tunnel.name),
+        udp6_zero_checksum_rx: tunnel.local.v6.is_some() && tunnel.kind != TunnelKind::Gretap,
+    };
+    b.operation(Phase::MakeLinks, &tunnel.name, Step::CreateLink { link });
+    // Up only when its program is attached: until then the host's own stack would see what it receives.
+    edit(b, Phase::Join, &tunnel.name, &LinkRef::to_be_made(&tunnel.name), LinkEdit::Up(true));
+}
+
+fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
+    if !tunnel.create {
+        return;
+    }
+    let reference = LinkRef::of(link);
+    let reason = if b.tunnel_unchanged(&tunnel.name) { Reason::Drift } else { Reason::Changed };
+    let mut repair = |b: &mut Builder<'_>, phase, detail: String, change| {
+        b.device_change(Object::Tunnel, &tunnel.name, ChangeAction::Update, reason, detail);
+        edit(b, phase, &tunnel.name, &reference, change);
+    };
+    if is_ours(link) && link.mtu != mtu {
+        repair(b, Phase::Join, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+    }
+    if !link.up {
+        repair(b, Phase::Join, "set up".to_owned(), LinkEdit::Up(true));
+    }
+}
+
+fn edit(b: &mut Builder<'_>, phase: Phase, change: &str, link: &LinkRef, edit: LinkEdit) {
+    b.operation(phase, change, Step::ChangeLink { link: link.clone(), edit });
+}
+
+/// Resolves every mapping to its interface; makes and repairs what the tenants' bridges need.
+pub(super) fn bridges_and_ports(b: &mut Builder<'_>) {
+    let desired = b.input.desired;
+    let bridges: BTreeMap<&str, LinkRef> =
+        desired.bridges.values().filter_map(|bridge| Some((bridge.name.as_str(), planned_bridge(b, bridge)?))).collect();
+    for mapping in desired.mappings.values() {
+        if !b.tunnels.contains_key(mapping.key.tunnel.as_str()) {
+            let why = format!("its tunnel {} can't be used", mapping.key.tunnel);
+            pending(b, mapping, why);
+            continue;
+        }
+        let link = match &mapping.generated {
+            Some(port) => bridges.get(port.bridge.as_str()).and_then(|bridge| planned_port(b, mapping, port, bridge)),
+            None => existing_interface(b, mapping),
+        };
+        if let Some(link) = link {
+            b.mappings.push(PlannedMapping { mapping, link, slot: 0, fresh: false });
+        }
+    }
+}
+
+fn pending(b: &mut Builder<'_>, mapping: &Mapping, why: String) {
+    b.pending.push(Pending { address: mapping.address(), interface: mapping.interface.clone(), why });
+}
+
+fn existing_interface(b: &mut Builder<'_>, mapping: &Mapping) -> Option<LinkRef> {
+    let Some(link) = b.input.observed.link(&mapping.interface) else {
+        pending(b, mapping, format!("interface {} doesn't exist", mapping.interface));
+        return None;
+    };
+    let why = if link.tunnel.as_ref().is_some_and(|t| t.external) {
+        Some(format!("{} is itself a tunnel device in external mode", link.name))
+    } else if mapping.attach == Attach::Endpoint && !(link.kind == "veth" && link.peer_in_other_netns) {
+        let kind = if link.kind.is_empty() { "physical" } else { link.kind.as_str() };
+        Some(if link.kind == "veth" {
+            format!("endpoint {} is a veth whose peer is in this namespace too; move the peer into the workload's", link.name)
+        } else {
+            format!("endpoint {} is a {kind} device, not a veth; use `attach: port`", link.name)
+        })
+    } else {
+        None
+    };
+    if let Some(why) = why {
+        b.problem(&mapping.address(), why.clone());
+        pending(b, mapping, why);
+        return None;
+    }
+    Some(LinkRef::of(link))
+}
+
+/// MTU that suits every tunnel whose ports join that bridge.
+fn bridge_mtu(b: &Builder<'_>, bridge: &Bridge) -> u32 {
+    let members = b.input.desired.mappings.values().filter(|m| {
+        m.generated.as_ref().is_some_and(|g| g.bridge == bridge.name)
+    });
+    let smallest = members.filter_map(|m| b.tunnels.get(m.key.tunnel.as_str())).map(|t| t.mtu).min();
+    bridge.mtu.or(smallest).unwrap_or(USUAL_MTU - TunnelKind::Vxlan.overhead(true))
+}
+
+fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
+    let name = &bridge.name;
+    let mtu = bridge_mtu(b, bridge);
+    let known = b.input.accepted.is_some_and(|a| a.bridges.contains_key(name));
+    match b.input.observed.link(name) {
+        None => {
+            let reason = b.device_reason(known);
+            b.device_change(Object::Bridge, name, ChangeAction::Create, reason, format!("make the bridge, MTU {mtu}"));
+            let link = NewLink::Bridge { name: name.clone(), mtu, alias: bridge_alias(name) };
+            b.operation(Phase::MakeLinks, name, Step::CreateLink { link });
+            let link = LinkRef::to_be_made(name);
+            edit(b, Phase::Join, name, &link, LinkEdit::Up(true));
+            Some(link)
+        }
+        Some(link) if link.kind != "bridge" => {
+            let what = format!("{name} is a {} device, not a bridge; rename it or the tenant's bridge", link.kind);
+            b.problem(name, what.clone());
+            let waiting: Vec<&Mapping> = b
+                .input
+                .desired
+                .mappings
+                .values()
+                .filter(|m| m.generated.as_ref().is_some_and(|g| g.bridge == *name))
+                .collect();
+            for mapping in waiting {
+                pending(b, mapping, what.clone());
+            }
+            None
+        }
+        Some(link) => {
+            let reference = LinkRef::of(link);
+            if is_ours(link) {
+                let reason = if known { Reason::Drift } else { Reason::Changed };
+                if link.mtu != mtu {
+                    let detail = format!("MTU {} -> {mtu}", link.mtu);
+                    b.device_change(Object::Bridge, name, ChangeAction::Update, reason, detail);
+                    edit(b, Phase::Join, name, &reference, LinkEdit::Mtu(mtu));
+                }
+                if !link.up {
+                    b.device_change(Object::Bridge, name, ChangeAction::Update, reason, "set up".to_owned());
+                    edit(b, Phase::Join, name, &reference, LinkEdit::Up(true));
+                }
+            }
+            Some(reference)
+        }
+    }
+}
+
+fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, bridge: &LinkRef) -> Option<LinkRef> {
+    let address = mapping.address();
+    let alias = port_alias(&mapping.tenant, &port.node);
+    let altname = format!("{}/{}", mapping.tenant, port.node);
+    let mtu = b.tunnels.get(mapping.key.tunnel.as_str()).map_or(USUAL_MTU, |t| t.mtu);
+    let Some(link) = b.input.observed.link(&mapping.interface) else {
+        let kind = b.input.observed.features.port_kind;
+        let name = mapping.interface.clone();
+        let link = NewLink::Port { name: name.clone(), kind, altname, alias, mtu };
+        b.operation(Phase::MakeLinks, &address, Step::CreateLink { link });
+        let link = LinkRef::to_be_made(&name);
+        // Joins and goes up last, with its program attached, so that nothing passes it unfiltered.
+        edit(b, Phase::Join, &address, &link, LinkEdit::Master(bridge.clone()));
+        edit(b, Phase::Join, &address, &link, LinkEdit::Isolated(true));
+        edit(b, Phase::Join, &address, &link, LinkEdit::Up(true));
+        return Some(link);
+    };
+    if link.alias.as_deref() != Some(alias.as_str()) {
+        let why = format!(
+            "{} exists and isn't a port that tunnel-mesh made (its alias isn't \"{alias}\"); rename or delete it",
+            link.name
+        );
+        b.problem(&address, why.clone());
+        pending(b, mapping, why);
+        return None;
+    }
+    let reference = LinkRef::of(link);
+    let mut repair = |b: &mut Builder<'_>, detail: String, change: LinkEdit| {
+        let origin = mapping.origin.clone();
+        let reason = match b.input.accepted.and_then(|a| a.mappings.get(&mapping.interface)) {
+            Some(known) if known.generated == mapping.generated && known.key == mapping.key => Reason::Drift,
+            _ => Reason::Changed,
+        };
+        let change_of_mapping = b.change(Object::Mapping, &address, || Change {
+            object: Object::Mapping,
+            address: address.clone(),
+            action: ChangeAction::Update,
+            reason,
+            before: None,
+            after: None,
+            details: Vec::new(),
+            origin: Some(origin),
+        });
+        change_of_mapping.details.push(detail);
+        edit(b, Phase::Join, &address, &reference, change);
+    };
+    let joined = bridge.ifindex.is_some() && link.master == bridge.ifindex;
+    if !joined {
+        repair(b, format!("join bridge {}", bridge.name), LinkEdit::Master(bridge.clone()));
+    }
+    if !joined || link.isolated != Some(true) {
+        repair(b, "isolated on".to_owned(), LinkEdit::Isolated(true));
+    }
+    if link.mtu != mtu {
+        repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+    }
+    if !link.altnames.contains(&altname) {
+        repair(b, format!("alternative name {altname}"), LinkEdit::Altname(altname.clone()));
+    }
+    if !link.up {
+        repair(b, "set up".to_owned(), LinkEdit::Up(true));
+    }
+    Some(reference)
+}
+
+/// Devices of ours that the files no longer ask for.
+pub(super) fn leftovers(b: &mut Builder<'_>) {
+    let desired = b.input.desired;
+    let observed = b.input.observed;
+    let mut doomed: Vec<(&Link, Object, String)> = Vec::new();
+    for link in &observed.links {
+        let Some(alias) = link.alias.as_deref() else { continue };
+        let ports = b.input.accepted.and_then(|a| a.mappings.get(&link.name)).map(Mapping::address);
+        if alias == tunnel_alias(&link.name) {
+            if !desired.tunnels.contains_key(&link.name) {
+                doomed.push((link, Object::Tunnel, link.name.clone()));
+            }
+        } else if let Some(of) = alias.strip_prefix("tunnel-mesh port ") {
+            if !desired.mappings.get(&link.name).is_some_and(|m| m.generated.is_some()) {
+                let tenant = of.split('/').next().unwrap_or(of);
+                doomed.push((link, Object::Mapping, ports.unwrap_or_else(|| format!("{tenant}/{}", link.name))));
+            }
+        }
+    }
+    let going: BTreeSet<u32> = doomed.iter().map(|(l, ..)| l.ifindex).collect();
+    for link in &observed.links {
+        let ours = link.alias.as_deref() == Some(bridge_alias(&link.name).as_str());
+        if ours && !desired.bridges.contains_key(&link.name) {
+            let foreign = observed.links.iter().any(|l| l.master == Some(link.ifindex) && !going.contains(&l.ifindex));
+            if !foreign {
+                doomed.push((link, Object::Bridge, link.name.clone()));
+            }
+        }
+    }
+    for (link, object, address) in doomed {
+        b.deleted_links.insert(link.ifindex);
+        b.operation(Phase::DeleteLinks, &address, Step::DeleteLink { link: LinkRef::of(link) });
+        let known = b.input.accepted.is_none_or(|a| {
+            a.tunnels.contains_key(&address) || a.bridges.contains_key(&address) || a.mappings.contains_key(&link.name)
+        });
+        let reason = if known { Reason::Removed } else { Reason::Drift };
+        b.device_change(object, &address, ChangeAction::Delete, reason, format!("delete device {}", link.name));
+    }
+}

@@ -1,0 +1,173 @@
+//! Attachments: which program belongs on which hook, against what is attached.
+
+use super::builder::{Builder, Phase};
+use super::*;
+use std::collections::BTreeMap;
+
+pub(super) fn attachments(b: &mut Builder<'_>) {
+    let kind = b.input.observed.features.hook_kind;
+    let loaded: BTreeMap<Program, &LoadedProgram> = b.input.observed.programs.iter().map(|p| (p.program, p)).collect();
+
+    // What belongs where, each with the change it would belong to.
+    let mut wanted: Vec<(Program, LinkRef, Direction, Object, String)> = Vec::new();
+    for (name, tunnel) in &b.tunnels {
+        if let Some(link) = &tunnel.link {
+            let program = Program::HandleIngress { tunnel: tunnel.index };
+            wanted.push((program, link.clone(), Direction::Ingress, Object::Tunnel, (*name).to_owned()));
+        }
+    }
+    for planned in &b.mappings {
+        let direction = match planned.mapping.attach {
+            Attach::Port => Direction::Egress,
+            Attach::Endpoint => Direction::Ingress,
+        };
+        wanted.push((
+            Program::HandleEgress,
+            planned.link.clone(),
+            direction,
+            Object::Mapping,
+            planned.mapping.address(),
+        ));
+    }
+
+    // Programs first: one that is missing or comes from another build is loaded, and replaced wherever it runs.
+    let mut programs: BTreeSet<Program> = wanted.iter().map(|w| w.0).collect();
+    let needed = programs.clone();
+    programs.retain(|p| !b.growing && !loaded.get(p).is_some_and(|l| l.current));
+    for program in &programs {
+        b.operation(Phase::Programs, "data plane", Step::LoadProgram { program: *program });
+        let reason = if loaded.contains_key(program) { Reason::Upgrade } else { Reason::Added };
+        let action = if loaded.contains_key(program) { ChangeAction::Update } else { ChangeAction::Create };
+        b.device_change(Object::DataPlane, "data plane", action, reason, format!("load {}", describe(*program)));
+    }
+
+    let find = |link: &LinkRef, direction: Direction, kind: HookKind| {
+        let ifindex = link.ifindex?;
+        b.input.observed.attachments.iter().find(|a| a.ifindex == ifindex && a.direction == direction && a.kind == kind)
+    };
+    let mut kept: BTreeSet<(u32, Direction)> = BTreeSet::new();
+    let mut steps = Vec::new();
+    for (program, link, direction, object, address) in &wanted {
+        if let Some(ifindex) = link.ifindex {
+            kept.insert((ifindex, *direction));
+        }
+        let found = find(link, *direction, kind);
+        let running = found.and_then(|a| a.program);
+        let id = loaded.get(program).filter(|p| p.current).map(|p| p.id);
+        // While maps grow, TCX attachments move along; clsact ones are put on the new maps before anything is written.
+        let moved = b.growing && kind == HookKind::Tcx && running.is_some() && running == loaded.get(program).map(|p| p.id);
+        let fine = moved || (!b.growing && id.is_some() && running == id);
+        if fine && found.is_some_and(|a| a.position == 0) {
+            continue;
+        }
+        let phase = if b.growing && found.is_some() { Phase::Programs } else { Phase::Attach };
+        let detail = match found {
+            None if link.ifindex.is_none() => None,
+            None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
+            Some(a) if a.program.is_none() => Some(format!("attach {} to {} {direction} afresh", program.name(), link.name)),
+            Some(a) if fine && a.position > 0 => Some(format!(
+                "move {} on {} {direction} back to the head of its chain (it was at position {})",
+                program.name(),
+                link.name,
+                a.position
+            )),
+            // A replaced build is one change of the data plane, not one of each mapping.
+            Some(_) if programs.contains(program) || b.growing => None,
+            Some(_) => Some(format!("replace the program on {} {direction}", link.name)),
+        };
+        let replace = found.is_some();
+        let belongs = replace && detail.is_none();
+        steps.push((phase, program, link, *direction, *object, address, replace, detail, belongs));
+    }
+    for (phase, program, link, direction, object, address, replace, detail, belongs) in steps {
+        let change = if belongs { "data plane" } else { address.as_str() };
+        if let Some(detail) = detail {
+            note(b, object, address, detail);
+        }
+        let step = Step::Attach { program: *program, link: link.clone(), direction, kind, replace };
+        b.operation(phase, change, step);
+    }
+
+    // What is ours and belongs nowhere any more.
+    for attachment in &b.input.observed.attachments {
+        let wanted_here = kept.contains(&(attachment.ifindex, attachment.direction));
+        let right_kind = attachment.kind == kind;
+        if wanted_here && right_kind {
+            continue;
+        }
+        let link = b.input.observed.link_by_index(attachment.ifindex);
+        if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains(&attachment.ifindex)) {
+            continue; // the filter goes with its link
+        }
+        let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
+        let address = owner_of(b, attachment.ifindex).unwrap_or_else(|| link.to_string());
+        let direction = attachment.direction;
+        b.operation(Phase::Detach, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
+        let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
+        note_detach(b, object, &address, format!("detach from {link} {direction}"));
+    }
+
+    for (program, _) in loaded.iter().filter(|(p, _)| !needed.contains(p)) {
+        // handle_egress stays loaded: the next mapping finds it there.
+        if matches!(program, Program::HandleIngress { .. }) {
+            b.operation(Phase::Unload, "data plane", Step::UnloadProgram { program: *program });
+            let detail = format!("unload {}", describe(*program));
+            b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Removed, detail);
+        }
+    }
+}
+
+fn describe(program: Program) -> String {
+    match program {
+        Program::HandleEgress => "handle_egress".to_owned(),
+        Program::HandleIngress { tunnel } => format!("handle_ingress of tunnel index {tunnel}"),
+    }
+}
+
+/// The change an attachment of that link belongs to: the mapping's or tunnel's that is or was there.
+fn owner_of(b: &Builder<'_>, ifindex: u32) -> Option<String> {
+    if let Some(conf) = b.live.conf.values().find(|c| c.ifindex == ifindex) {
+        return Some(conf.name.clone());
+    }
+    b.live.ifs.get(&ifindex).map(|entry| super::mappings::address_of(b, ifindex, entry))
+}
+
+fn note(b: &mut Builder<'_>, object: Object, address: &str, detail: String) {
+    if object == Object::Tunnel {
+        let reason = if b.tunnel_unchanged(address) { Reason::Drift } else { Reason::Added };
+        b.device_change(object, address, ChangeAction::Update, reason, detail);
+        return;
+    }
+    let mapping = b.mappings.iter().find(|m| m.mapping.address() == address).map(|m| m.mapping);
+    let origin = mapping.map(|m| m.origin.clone());
+    let change = b.change(object, address, || Change {
+        object,
+        address: address.to_owned(),
+        action: ChangeAction::Update,
+        reason: Reason::Drift,
+        before: None,
+        after: None,
+        details: Vec::new(),
+        origin,
+    });
+    // An entry that is written anyway says enough; a program that is missing by itself needs its own word.
+    if change.reason == Reason::Drift {
+        change.details.push(detail);
+    }
+}
+
+fn note_detach(b: &mut Builder<'_>, object: Object, address: &str, detail: String) {
+    let change = b.change(object, address, || Change {
+        object,
+        address: address.to_owned(),
+        action: ChangeAction::Delete,
+        reason: Reason::Drift,
+        before: None,
+        after: None,
+        details: Vec::new(),
+        origin: None,
+    });
+    if change.action != ChangeAction::Create {
+        change.details.push(detail);
+    }
+}

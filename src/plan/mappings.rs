@@ -1,0 +1,390 @@
+//! Map entries: desired against live, as inserts, in-place updates and deletes.
+
+use super::builder::{Builder, Phase, PlannedMapping};
+use super::*;
+use std::collections::BTreeMap;
+
+/// Smallest capacity that maps are made with.
+const SMALLEST_CAPACITY: u32 = 256;
+
+/// The key of a mapping in `tunkey2if`.
+pub(super) fn key_of(mapping: &Mapping, tunnel: u32) -> TunKey {
+    TunKey { tunnel, id: mapping.key.id, remote: mapping.key.remote }
+}
+
+fn view(mapping: &Mapping) -> MappingView {
+    MappingView {
+        interface: mapping.interface.clone(),
+        tunnel: mapping.key.tunnel.clone(),
+        id: mapping.key.id,
+        remote: mapping.key.remote,
+        local: Some(mapping.local),
+        attach: mapping.attach,
+    }
+}
+
+fn live_view(b: &Builder<'_>, ifindex: u32, entry: &IfEntry) -> MappingView {
+    let link = b.input.observed.link_by_index(ifindex);
+    MappingView {
+        interface: link.map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone()),
+        tunnel: b.live.tunnel_name(entry.key.tunnel),
+        id: entry.key.id,
+        remote: entry.key.remote,
+        local: Some(entry.local),
+        attach: if entry.endpoint { Attach::Endpoint } else { Attach::Port },
+    }
+}
+
+fn live_key_view(b: &Builder<'_>, key: TunKey, value: SlotRef) -> MappingView {
+    let ifindex = b.live.devs.get(&value.slot);
+    let link = ifindex.and_then(|i| b.input.observed.link_by_index(*i));
+    MappingView {
+        interface: link.map_or_else(|| format!("slot {}", value.slot), |l| l.name.clone()),
+        tunnel: b.live.tunnel_name(key.tunnel),
+        id: key.id,
+        remote: key.remote,
+        local: None,
+        attach: if value.endpoint { Attach::Endpoint } else { Attach::Port },
+    }
+}
+
+/// Whether a mapping of the files speaks of that live key.
+fn has_key(b: &Builder<'_>, mapping: &Mapping, key: TunKey) -> bool {
+    mapping.key.id == key.id
+        && mapping.key.remote == key.remote
+        && b.tunnels.get(mapping.key.tunnel.as_str()).map_or_else(
+            || b.live.conf.get(&key.tunnel).is_some_and(|c| c.name == mapping.key.tunnel),
+            |t| t.index == key.tunnel,
+        )
+}
+
+/// The mapping, of the new state or else of the accepted one, that a live entry stands for.
+fn meant_by<'b>(b: &'b Builder<'_>, ifindex: Option<u32>, key: TunKey) -> Option<(&'b Mapping, bool)> {
+    let name = ifindex.and_then(|i| b.input.observed.link_by_index(i)).map(|l| l.name.as_str());
+    let find = |desired: &'b Desired| {
+        name.and_then(|n| desired.mappings.get(n)).or_else(|| desired.mappings.values().find(|m| has_key(b, m, key)))
+    };
+    find(b.input.desired).map(|m| (m, true)).or_else(|| b.input.accepted.and_then(find).map(|m| (m, false)))
+}
+
+/// Address of the change that a live entry of `if2tunkey` belongs to.
+pub(super) fn address_of(b: &Builder<'_>, ifindex: u32, entry: &IfEntry) -> String {
+    meant_by(b, Some(ifindex), entry.key).map_or_else(|| live_view(b, ifindex, entry).interface, |(m, _)| m.address())
+}
+
+/// Creates the maps, or grows them when the new entries don't fit beside the live ones.
+pub(super) fn capacity(b: &mut Builder<'_>) {
+    if b.mappings.is_empty() && b.tunnels.is_empty() && !b.live.present {
+        return;
+    }
+    let slots = b.mappings.iter().map(|m| m.slot + 1).max().unwrap_or(FIRST_MAPPING_SLOT);
+    let new_keys = b.mappings.iter().filter(|m| m.fresh || !b.live.present).count() as u32;
+    let peak = slots.max(b.live.keys.len() as u32 + new_keys).max(b.live.ifs.len() as u32 + new_keys);
+    let roomy = || {
+        let wanted = FIRST_MAPPING_SLOT + (b.mappings.len() as u32).saturating_mul(2);
+        wanted.max(peak).next_power_of_two().clamp(SMALLEST_CAPACITY, SLOT_LIMIT)
+    };
+    if !b.live.present {
+        let capacity = roomy();
+        b.operation(Phase::Maps, "data plane", Step::CreateMaps { capacity });
+        let detail = format!("create maps for {} mappings", capacity - FIRST_MAPPING_SLOT);
+        b.device_change(Object::DataPlane, "data plane", ChangeAction::Create, Reason::Added, detail);
+    } else if peak > b.live.capacity {
+        let (from, to) = (b.live.capacity, roomy().max(b.live.capacity.saturating_mul(2)).min(SLOT_LIMIT));
+        b.growing = true;
+        b.operation(Phase::Maps, "data plane", Step::GrowMaps { from, to });
+        let detail = format!("grow maps from {} to {} mappings", from.saturating_sub(FIRST_MAPPING_SLOT), to - FIRST_MAPPING_SLOT);
+        b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Added, detail);
+    }
+}
+
+/// `conf` and the tunnels' own entries of `devs`.
+pub(super) fn conf(b: &mut Builder<'_>) {
+    let tunnels = b.tunnels.clone();
+    for (name, planned) in &tunnels {
+        let Some(tunnel) = b.input.desired.tunnels.get(*name) else { continue };
+        let live = b.live.conf.get(&planned.index).cloned();
+        let dev = b.live.devs.get(&planned.index).copied();
+        let ifindex = planned.link.as_ref().map_or(Some(0), |l| l.ifindex);
+        let same_conf = live.as_ref().is_some_and(|c| {
+            Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark
+        });
+        let same_dev = dev == planned.link.as_ref().and_then(|l| l.ifindex)
+            && planned.link.as_ref().is_none_or(|l| l.ifindex.is_some());
+        if same_conf && same_dev {
+            continue;
+        }
+        let (action, detail) = match &live {
+            None => (ChangeAction::Create, format!("tunnel index {}", planned.index)),
+            Some(c) if Some(c.ifindex) != ifindex || !same_dev => {
+                (ChangeAction::Update, match &planned.link {
+                    Some(link) => format!("device is {link}"),
+                    None => "device is gone".to_owned(),
+                })
+            }
+            Some(c) => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
+        };
+        let reason = match &live {
+            None if b.live.present && b.tunnel_unchanged(name) => Reason::Drift,
+            None => Reason::Added,
+            Some(_) if !b.tunnel_unchanged(name) => Reason::Changed,
+            Some(_) if planned.link.is_none() => Reason::InterfaceGone,
+            Some(c) if Some(c.ifindex) != ifindex && c.ifindex == 0 => Reason::InterfaceAppeared,
+            Some(c) if Some(c.ifindex) != ifindex => Reason::InterfaceRecreated,
+            Some(_) => Reason::Drift,
+        };
+        b.device_change(Object::Tunnel, name, action, reason, detail);
+        // The target before the entry that makes it used; on the way out the other way round.
+        match &planned.link {
+            Some(link) => {
+                if !same_dev {
+                    b.operation(Phase::Targets, name, Step::SetDev { slot: planned.index, link: link.clone() });
+                }
+            }
+            None => {
+                if dev.is_some() {
+                    b.operation(Phase::DropTargets, name, Step::ClearDev { slot: planned.index });
+                }
+            }
+        }
+        if !same_conf {
+            let link = planned.link.clone();
+            let step = Step::SetConf { index: planned.index, name: (*name).to_owned(), link, mark: tunnel.mark };
+            b.operation(Phase::Targets, name, step);
+        }
+    }
+    let used: BTreeSet<u32> = tunnels.values().map(|t| t.index).collect();
+    for (index, conf) in b.live.conf.clone() {
+        if used.contains(&index) {
+            continue;
+        }
+        let detail = format!("release tunnel index {index}");
+        let reason = match b.input.accepted {
+            Some(a) if a.tunnels.contains_key(&conf.name) => Reason::Removed,
+            Some(_) => Reason::Drift,
+            None => Reason::Removed,
+        };
+        b.device_change(Object::Tunnel, &conf.name, ChangeAction::Delete, reason, detail);
+        b.operation(Phase::DropTargets, &conf.name, Step::ClearConf { index });
+    }
+    let live_devs: Vec<u32> = b.live.devs.keys().copied().filter(|s| *s < TUNNEL_INDEXES && !used.contains(s)).collect();
+    for slot in live_devs {
+        let name = b.live.tunnel_name(slot);
+        b.operation(Phase::DropTargets, &name, Step::ClearDev { slot });
+    }
+}
+
+/// Both hashes and the mappings' entries of `devs`.
+pub(super) fn entries(b: &mut Builder<'_>) {
+    let planned = std::mem::take(&mut b.mappings);
+    let mut wanted_keys: BTreeSet<TunKey> = BTreeSet::new();
+    let mut wanted_ifs: BTreeMap<u32, &Mapping> = BTreeMap::new();
+    let mut wanted_slots: BTreeSet<u32> = BTreeSet::new();
+    for p in &planned {
+        let Some(tunnel) = b.tunnels.get(p.mapping.key.tunnel.as_str()).map(|t| t.index) else { continue };
+        wanted_keys.insert(key_of(p.mapping, tunnel));
+        wanted_slots.insert(p.slot);
+        if let Some(ifindex) = p.link.ifindex {
+            wanted_ifs.insert(ifindex, p.mapping);
+        }
+        upsert(b, p, tunnel);
+    }
+    let stale_ifs: Vec<(u32, IfEntry)> =
+        b.live.ifs.iter().filter(|(i, _)| !wanted_ifs.contains_key(i)).map(|(i, e)| (*i, *e)).collect();
+    for (ifindex, entry) in stale_ifs {
+        let address = address_of(b, ifindex, &entry);
+        let before = live_view(b, ifindex, &entry);
+        note_delete(b, &address, Some(ifindex), entry.key, before);
+        let link = b.input.observed.link_by_index(ifindex).map_or_else(|| LinkRef::gone(ifindex), LinkRef::of);
+        b.operation(Phase::StopSending, &address, Step::DeleteIf { link, slot: entry.slot });
+    }
+    let stale_keys: Vec<(TunKey, SlotRef)> =
+        b.live.keys.iter().filter(|(k, _)| !wanted_keys.contains(k)).map(|(k, v)| (*k, *v)).collect();
+    for (key, value) in stale_keys {
+        // A key that its interface leaves for another one belongs to that interface's change.
+        let holder = b.live.devs.get(&value.slot).copied();
+        let rekeyed = holder.and_then(|i| wanted_ifs.get(&i)).map(|m| m.address());
+        let address = rekeyed.clone().unwrap_or_else(|| {
+            meant_by(b, holder, key).map_or_else(|| live_key_view(b, key, value).interface, |(m, _)| m.address())
+        });
+        if rekeyed.is_none() {
+            let before = live_key_view(b, key, value);
+            note_delete(b, &address, holder, key, before);
+        } else if !has_change(b, &address) {
+            note_stray_key(b, &address, key);
+        }
+        b.operation(Phase::StopReceiving, &address, Step::DeleteTunkey { key, slot: value.slot });
+    }
+    let stale_devs: Vec<u32> =
+        b.live.devs.keys().copied().filter(|s| *s >= FIRST_MAPPING_SLOT && !wanted_slots.contains(s)).collect();
+    for slot in stale_devs {
+        let holder = b.live.devs.get(&slot).copied();
+        let entry = holder.and_then(|i| b.live.ifs.get(&i).map(|e| (i, *e)));
+        let address = entry.map_or_else(|| format!("slot {slot}"), |(i, e)| address_of(b, i, &e));
+        if entry.is_none() && !has_change(b, &address) {
+            drift_only(b, &address, format!("slot {slot} of devs holds a device that no entry uses"));
+        }
+        b.operation(Phase::DropTargets, &address, Step::ClearDev { slot });
+    }
+    b.mappings = planned;
+}
+
+fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) {
+    let mapping = p.mapping;
+    let Some(tunnel) = b.input.desired.tunnels.get(&mapping.key.tunnel) else { return };
+    let key = key_of(mapping, index);
+    let endpoint = mapping.attach == Attach::Endpoint;
+    let slot_ref = SlotRef { slot: p.slot, endpoint, valid: true };
+    let entry = IfEntry {
+        slot: p.slot,
+        endpoint,
+        key,
+        local: mapping.local,
+        ttl: tunnel.ttl,
+        tos: tunnel.tos,
+        df: tunnel.df,
+        checksum: checksum(tunnel, mapping.key.remote.is_ipv6()),
+        valid: true,
+    };
+    let live_if = p.link.ifindex.and_then(|i| b.live.ifs.get(&i)).copied();
+    let live_key = b.live.keys.get(&key).copied();
+    let dev = b.live.devs.get(&p.slot).copied();
+    let (same_if, same_key) = (live_if == Some(entry), live_key == Some(slot_ref));
+    let same_dev = p.link.ifindex.is_some() && dev == p.link.ifindex;
+    if same_if && same_key && same_dev {
+        return;
+    }
+    let address = mapping.address();
+    let before = match (p.link.ifindex, &live_if) {
+        (Some(ifindex), Some(e)) => Some(live_view(b, ifindex, e)),
+        _ => live_key.map(|v| live_key_view(b, key, v)),
+    };
+    let action = if live_if.is_none() && live_key.is_none() { ChangeAction::Create } else { ChangeAction::Update };
+    let reason = reason_for(b, p, live_if.is_some());
+    let details = if before.as_ref().is_some_and(|v| v.local.is_some()) && before == Some(view(mapping)) {
+        differences(live_if.as_ref(), &entry, same_key, same_dev)
+    } else {
+        Vec::new()
+    };
+    b.change(Object::Mapping, &address, || Change {
+        object: Object::Mapping,
+        address: address.clone(),
+        action,
+        reason,
+        before,
+        after: Some(view(mapping)),
+        details,
+        origin: Some(mapping.origin.clone()),
+    });
+    if p.fresh {
+        b.operation(Phase::Counters, &address, Step::ResetCounters { slot: p.slot });
+    }
+    if !same_dev {
+        b.operation(Phase::Targets, &address, Step::SetDev { slot: p.slot, link: p.link.clone() });
+    }
+    if !same_key {
+        b.operation(Phase::Receive, &address, Step::SetTunkey { insert: live_key.is_none(), key, value: slot_ref });
+    }
+    if !same_if {
+        let step = Step::SetIf { insert: live_if.is_none(), link: p.link.clone(), value: entry };
+        b.operation(Phase::Send, &address, step);
+    }
+}
+
+/// Outer checksum: what the files say, else the kernel's own habit for the family and kind.
+fn checksum(tunnel: &Tunnel, ipv6: bool) -> bool {
+    tunnel.checksum.unwrap_or(ipv6 && tunnel.kind != TunnelKind::Gretap)
+}
+
+fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason {
+    let Some(accepted) = b.input.accepted else {
+        return if live_if { Reason::Changed } else { Reason::Added };
+    };
+    let Some(known) = accepted.mappings.get(&p.mapping.interface) else { return Reason::Added };
+    let same = Mapping { origin: Origin::default(), ..known.clone() }
+        == Mapping { origin: Origin::default(), ..p.mapping.clone() };
+    if !same || !b.tunnel_unchanged(&p.mapping.key.tunnel) {
+        Reason::Changed
+    } else if !b.live.present {
+        Reason::Added
+    } else if b.input.was_pending.contains(&p.mapping.interface) {
+        Reason::InterfaceAppeared
+    } else if !live_if && b.live.ifs.iter().any(|(i, e)| Some(*i) != p.link.ifindex && has_key(b, p.mapping, e.key)) {
+        Reason::InterfaceRecreated
+    } else {
+        Reason::Drift
+    }
+}
+
+fn differences(live: Option<&IfEntry>, want: &IfEntry, same_key: bool, same_dev: bool) -> Vec<String> {
+    let mut out = Vec::new();
+    if let Some(live) = live {
+        if live.slot != want.slot {
+            out.push(format!("slot {} -> {}", live.slot, want.slot));
+        }
+        if live.ttl != want.ttl {
+            out.push(format!("ttl {:?} -> {:?}", live.ttl, want.ttl));
+        }
+        if live.tos != want.tos {
+            out.push(format!("tos {:?} -> {:?}", live.tos, want.tos));
+        }
+        if live.df != want.df {
+            out.push(format!("df {} -> {}", live.df, want.df));
+        }
+        if live.checksum != want.checksum {
+            out.push(format!("checksum {} -> {}", live.checksum, want.checksum));
+        }
+        if !live.valid {
+            out.push("if2tunkey entry with a wrong check".to_owned());
+        }
+    }
+    if !same_key {
+        out.push("tunkey2if entry is missing or wrong".to_owned());
+    }
+    if !same_dev {
+        out.push("devs entry is missing or wrong".to_owned());
+    }
+    out
+}
+
+fn has_change(b: &mut Builder<'_>, address: &str) -> bool {
+    b.has_change(Object::Mapping, address)
+}
+
+fn note_delete(b: &mut Builder<'_>, address: &str, ifindex: Option<u32>, key: TunKey, before: MappingView) {
+    let (reason, origin) = match meant_by(b, ifindex, key) {
+        // The files still have it, so its interface went away.
+        Some((m, true)) => (Reason::InterfaceGone, Some(m.origin.clone())),
+        Some((m, false)) => (Reason::Removed, Some(m.origin.clone())),
+        None if b.input.accepted.is_none() => (Reason::Removed, None),
+        None => (Reason::Drift, None),
+    };
+    b.change(Object::Mapping, address, || Change {
+        object: Object::Mapping,
+        address: address.to_owned(),
+        action: ChangeAction::Delete,
+        reason,
+        before: Some(before),
+        after: None,
+        details: Vec::new(),
+        origin,
+    });
+}
+
+fn note_stray_key(b: &mut Builder<'_>, address: &str, key: TunKey) {
+    let name = b.live.tunnel_name(key.tunnel);
+    drift_only(b, address, format!("tunkey2if has {{{name}, {}, {}}} besides", key.id, key.remote));
+}
+
+fn drift_only(b: &mut Builder<'_>, address: &str, detail: String) {
+    b.change(Object::Mapping, address, || Change {
+        object: Object::Mapping,
+        address: address.to_owned(),
+        action: ChangeAction::Update,
+        reason: Reason::Drift,
+        before: None,
+        after: None,
+        details: vec![detail],
+        origin: None,
+    });
+}

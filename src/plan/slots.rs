@@ -1,0 +1,64 @@
+//! Gives every mapping a slot.
+//!
+//! A *slot* is the number under which `devs` and the counters know a mapping. It belongs to the interface: a mapping
+//! that gets another key keeps it. The rule: a slot is claimed afresh only if no live entry refers to it, so that
+//! writing its target makes nothing reachable that shouldn't be.
+
+use super::builder::Builder;
+use crate::model::FIRST_MAPPING_SLOT;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) fn assign(b: &mut Builder<'_>) {
+    let live = &b.live;
+    let mut taken: BTreeSet<u32> = BTreeSet::new();
+    let mut open: Vec<usize> = Vec::new();
+
+    // An interface that is mapped already keeps its slot, whatever happens to its key.
+    for (i, planned) in b.mappings.iter_mut().enumerate() {
+        let kept = planned.link.ifindex.and_then(|ifindex| {
+            let slot = live.ifs.get(&ifindex)?.slot;
+            let is_its_own = live.devs.get(&slot) == Some(&ifindex);
+            (is_its_own && slot >= FIRST_MAPPING_SLOT && taken.insert(slot)).then_some(slot)
+        });
+        match kept {
+            Some(slot) => planned.slot = slot,
+            None => open.push(i),
+        }
+    }
+
+    // An interface that was recreated takes over the slot of its key, if nothing else arrives through that slot.
+    let mut keys_by_slot: BTreeMap<u32, usize> = BTreeMap::new();
+    for value in live.keys.values() {
+        *keys_by_slot.entry(value.slot).or_default() += 1;
+    }
+    open.retain(|&i| {
+        let planned = &mut b.mappings[i];
+        let Some(tunnel) = b.tunnels.get(planned.mapping.key.tunnel.as_str()) else { return true };
+        let key = super::mappings::key_of(planned.mapping, tunnel.index);
+        let Some(slot) = live.keys.get(&key).map(|v| v.slot) else { return true };
+        let usable = slot >= FIRST_MAPPING_SLOT && slot < live.capacity && keys_by_slot.get(&slot) == Some(&1);
+        if usable && taken.insert(slot) {
+            planned.slot = slot;
+            false
+        } else {
+            true
+        }
+    });
+
+    // Everybody else gets the lowest slot that nobody refers to.
+    let referenced: BTreeSet<u32> = live
+        .keys
+        .values()
+        .map(|v| v.slot)
+        .chain(live.ifs.values().map(|v| v.slot))
+        .chain(live.devs.keys().copied())
+        .chain(taken)
+        .collect();
+    let mut free = (FIRST_MAPPING_SLOT..).filter(|slot| !referenced.contains(slot));
+    for i in open {
+        if let Some(slot) = free.next() {
+            b.mappings[i].slot = slot;
+            b.mappings[i].fresh = true;
+        }
+    }
+}
