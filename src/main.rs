@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `tunnel-mesh` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tunnel_mesh::cli::main()
+}

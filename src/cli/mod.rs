@@ -1,1 +1,222 @@
-//! (being written)
+//! The command line: one file a command with its arguments and its run.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes are decided in [`exit`].
+
+pub mod exit;
+
+mod apply;
+mod down;
+mod paint;
+mod plan;
+mod run;
+mod show;
+mod status;
+mod validate;
+
+use crate::model::HookKind;
+use crate::reconcile::instance::Paths;
+use crate::reconcile::loader::Loader;
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use exit::{Exit, Told};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Carries the traffic of many tenants through tunnels between hosts, and keeps that data plane equal to a directory
+/// of YAML files.
+#[derive(Debug, Parser)]
+#[command(name = "tunnel-mesh", version, about, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Directory (or file) of the topology; repeatable
+    #[arg(long, global = true, env = "TUNNEL_MESH_TOPOLOGY", value_name = "DIR", value_delimiter = ':',
+          default_value = "/etc/tunnel-mesh/topology.d")]
+    topology: Vec<PathBuf>,
+    /// Which node this host is; default: the host name, exact or its first label
+    #[arg(long, global = true, env = "TUNNEL_MESH_NODE", value_name = "NAME")]
+    node: Option<String>,
+    /// Where maps, programs and links are pinned
+    #[arg(long, global = true, env = "TUNNEL_MESH_PIN_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/tunnel-mesh")]
+    pin_dir: PathBuf,
+    /// Where the control socket is
+    #[arg(long, global = true, env = "TUNNEL_MESH_RUN_DIR", value_name = "DIR", default_value = "/run/tunnel-mesh")]
+    run_dir: PathBuf,
+    /// Where the accepted state is kept
+    #[arg(long, global = true, env = "TUNNEL_MESH_STATE_DIR", value_name = "DIR", default_value = "/var/lib/tunnel-mesh")]
+    state_dir: PathBuf,
+    /// How programs are attached; default: TCX where the kernel has it, else clsact
+    #[arg(long, global = true, env = "TUNNEL_MESH_HOOK", value_name = "KIND")]
+    hook: Option<Hook>,
+    /// When to colour
+    #[arg(long, global = true, env = "TUNNEL_MESH_COLOR", value_name = "WHEN", default_value = "auto")]
+    color: Color,
+    /// More of the log; repeatable
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Only errors in the log
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Form of the log
+    #[arg(long, global = true, env = "TUNNEL_MESH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Hook {
+    Tcx,
+    Clsact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon: watches files and links, and keeps the data plane equal to the topology
+    Run(run::RunArgs),
+    /// Shows what would change, and changes nothing
+    Plan(plan::PlanArgs),
+    /// One pass, then exit; asks the daemon where one runs
+    Apply(apply::ApplyArgs),
+    /// Checks topology files, offline and without root
+    Validate(validate::ValidateArgs),
+    /// Shows mappings, tunnels, counters, drops and health
+    Status(status::StatusArgs),
+    /// Detaches, unpins and deletes everything that tunnel-mesh made
+    Down(down::DownArgs),
+}
+
+impl Global {
+    fn paths(&self) -> Paths {
+        Paths { pins: self.pin_dir.clone(), run: self.run_dir.clone(), state: self.state_dir.clone() }
+    }
+
+    fn loader(&self) -> Loader {
+        Loader::new(self.topology.clone(), self.node.as_deref())
+    }
+
+    fn hook(&self) -> Option<HookKind> {
+        self.hook.map(|hook| match hook {
+            Hook::Tcx => HookKind::Tcx,
+            Hook::Clsact => HookKind::Clsact,
+        })
+    }
+
+    /// Whether to colour what goes to that stream.
+    fn colored(&self, terminal: bool) -> bool {
+        match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        }
+    }
+
+    fn log(&self) {
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (false, 0) => "warn,tunnel_mesh=info",
+            (false, 1) => "info,tunnel_mesh=debug",
+            (false, _) => "trace",
+        };
+        let filter = tracing_subscriber::EnvFilter::try_from_env("TUNNEL_MESH_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_target(false)
+            .with_ansi(self.colored(std::io::stderr().is_terminal()));
+        match self.log_format {
+            LogFormat::Text => builder.init(),
+            LogFormat::Json => builder.json().init(),
+        }
+    }
+}
+
+/// Runs the command line and returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // A closed pipe is no reason to fail on `--help | head`.
+            drop(error.print());
+            return if usage { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    cli.global.log();
+    match run(&cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            let closed = error.chain().any(|c| {
+                c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+            });
+            if closed {
+                return Exit::Done.into();
+            }
+            let (exit, hint) = exit::classify(&error);
+            if error.downcast_ref::<Told>().is_none() {
+                drop(writeln!(std::io::stderr(), "error: {error:#}"));
+            }
+            if let Some(hint) = hint {
+                drop(writeln!(std::io::stderr(), "hint: {hint}"));
+            }
+            exit.into()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Exit> {
+    if let Command::Validate(args) = &cli.command {
+        return args.run(&cli.global);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        match &cli.command {
+            Command::Run(args) => args.run(&cli.global).await,
+            Command::Plan(args) => args.run(&cli.global).await,
+            Command::Apply(args) => args.run(&cli.global).await,
+            Command::Status(args) => args.run(&cli.global).await,
+            Command::Down(args) => args.run(&cli.global).await,
+            Command::Validate(args) => args.run(&cli.global),
+        }
+    })
+}
+
+/// Writes data to stdout in one go.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("write JSON")?;
+    text.push('\n');
+    print(&text)
+}

@@ -1,1 +1,126 @@
-//! (being written)
+//! Observe, plan, apply, observe again: one pass, and the daemon that runs passes for good.
+//!
+//! A *pass* makes the live state equal to the accepted one and verifies it. The rule: everything that happens (a link
+//! event, a file event, the clock, a signal, a request on the socket) leads to the same pass, never to a path of its own.
+
+pub mod apply;
+pub mod control;
+pub mod daemon;
+pub mod hold;
+pub mod instance;
+pub mod intent;
+pub mod kernel;
+pub mod live;
+pub mod status;
+
+use crate::model::{Desired, Observed};
+use crate::plan::{self, Input, Plan};
+use anyhow::{Context, Result};
+use kernel::Kernel;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Rounds of plan and apply before a pass gives up for now: devices made in one round show what the next needs.
+const ROUNDS: usize = 4;
+
+/// What a pass did.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// Operations carried out.
+    pub operations: usize,
+    /// The plan of the first round.
+    pub plan: Plan,
+    /// What failed in the last round: change and error.
+    pub failures: Vec<(String, String)>,
+    /// Operations that are still needed.
+    pub left: usize,
+}
+
+impl Report {
+    /// Whether the live state is now as desired.
+    pub fn converged(&self) -> bool {
+        self.left == 0 && self.failures.is_empty()
+    }
+}
+
+/// Keeps one kernel equal to one desired state.
+#[derive(Debug)]
+pub struct Reconciler<K> {
+    kernel: K,
+    was_pending: BTreeSet<String>,
+    /// Whether slots may have been released since the last grace period; true at first, for what ran before us.
+    released: bool,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Takes a kernel over.
+    pub fn new(kernel: K) -> Self {
+        Self { kernel, was_pending: BTreeSet::new(), released: true }
+    }
+
+    /// The kernel.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// What a pass would do now. `before` is the state accepted before `desired`: it tells changes from drift.
+    ///
+    /// # Errors
+    ///
+    /// When the live state can't be read.
+    pub async fn plan(&mut self, desired: &Desired, before: Option<&Desired>) -> Result<(Observed, Plan)> {
+        let observed = self.kernel.observe().await.context("read the live state")?;
+        let input = Input { desired, observed: &observed, accepted: before, was_pending: &self.was_pending };
+        let plan = plan::plan(input);
+        Ok((observed, plan))
+    }
+
+    /// One pass: plan, apply and verify, until nothing is left to do or nothing moves any more.
+    ///
+    /// # Errors
+    ///
+    /// When the live state can't be read; what failed while applying is in the report.
+    pub async fn pass(&mut self, desired: &Desired, before: Option<&Desired>) -> Result<Report> {
+        let mut report = Report::default();
+        let mut before = before;
+        for round in 0..ROUNDS {
+            let (_, plan) = self.plan(desired, before).await?;
+            self.was_pending = plan.pending.iter().map(|p| p.interface.clone()).collect();
+            report.left = plan.operations.len();
+            if round == 0 {
+                report.plan = plan.clone();
+            }
+            if plan.is_empty() {
+                report.failures.clear();
+                break;
+            }
+            if self.released && apply::claims(&plan) {
+                self.kernel.grace_period().await.context("wait for an RCU grace period")?;
+                self.released = false;
+            }
+            let applied = apply::apply(&mut self.kernel, &plan).await;
+            self.released |= applied.released;
+            report.operations += applied.done;
+            report.changed |= applied.done > 0;
+            report.failures = applied.failures.iter().map(|f| (f.change.clone(), format!("{:#}", f.error))).collect();
+            let denied = applied.failures.iter().any(|f| is_denied(&f.error));
+            if denied || (applied.done == 0 && !applied.failures.iter().any(|f| f.vanished)) {
+                break;
+            }
+            before = Some(desired);
+        }
+        Ok(report)
+    }
+}
+
+/// Whether the kernel refused for want of privilege.
+pub fn is_denied(error: &anyhow::Error) -> bool {
+    crate::netlink::is_denied(error)
+        || error.chain().any(|cause| {
+            cause
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
+        })
+}

@@ -1,0 +1,40 @@
+//! `down`: removes everything that is ours.
+
+use super::{Exit, Global, print};
+use crate::files::accepted::Accepted;
+use crate::reconcile::control::{Request, ask};
+use crate::reconcile::instance::Lock;
+use crate::reconcile::live::LiveKernel;
+use anyhow::{Result, bail};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DownArgs {}
+
+impl DownArgs {
+    pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
+        let paths = global.paths();
+        if let Some(answer) = ask(&paths.socket(), &Request::Down).await? {
+            if let Some(error) = answer.error {
+                bail!("the daemon could not remove everything: {error}");
+            }
+            print("Everything was removed; the daemon has ended.\n")?;
+            return Ok(Exit::Done);
+        }
+        if !paths.pins.exists() {
+            print("Nothing to remove: no pins.\n")?;
+            return Ok(Exit::Done);
+        }
+        let _lock = Lock::take(&paths.pins)?;
+        let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        let failures = kernel.remove_everything().await?;
+        for failure in &failures {
+            tracing::error!("{failure:#}");
+        }
+        if !failures.is_empty() {
+            return Ok(Exit::Partly);
+        }
+        Accepted::forget(&paths.state)?;
+        print("Everything was removed.\n")?;
+        Ok(Exit::Done)
+    }
+}

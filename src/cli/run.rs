@@ -1,0 +1,22 @@
+//! `run`: the daemon.
+
+use super::{Exit, Global};
+use crate::reconcile::daemon::{Daemon, Options};
+use anyhow::Result;
+use std::time::Duration;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    /// Seconds between passes that nothing asked for; they repair drift
+    #[arg(long, env = "TUNNEL_MESH_INTERVAL", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    interval: u64,
+}
+
+impl RunArgs {
+    pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
+        let options =
+            Options { paths: global.paths(), hook: global.hook(), interval: Duration::from_secs(self.interval) };
+        Daemon::start(options, global.loader()).await?.run().await?;
+        Ok(Exit::Done)
+    }
+}

@@ -1,0 +1,242 @@
+//! Executes a plan: groups its operations into batches, in order, and says what happened to each change.
+//!
+//! The rule: a plan is safe after any prefix, so a failure of the maps stops the pass there. A failure that concerns
+//! one device or hook freezes only the rest of *its* change; everything else goes on.
+
+use super::kernel::{Batch, Kernel};
+use crate::model::*;
+use crate::plan::{LinkEdit, LinkRef, Operation, Plan, Step};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most operations that travel in one batch.
+const BATCH_MAX: usize = 4096;
+
+/// What became of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Operations carried out.
+    pub done: usize,
+    /// What failed: address of the change, operation and error.
+    pub failures: Vec<Failure>,
+    /// Whether slots or tunnel indexes were released, so that a grace period must pass before they are used again.
+    pub released: bool,
+}
+
+/// A change that could not be carried out in full.
+#[derive(Debug)]
+pub struct Failure {
+    /// Address of the change.
+    pub change: String,
+    /// What failed, and why.
+    pub error: anyhow::Error,
+    /// Whether the link merely vanished between two calls: the next pass settles it.
+    pub vanished: bool,
+}
+
+struct Run {
+    /// Devices made by this plan.
+    made: BTreeMap<String, u32>,
+    frozen: BTreeSet<String>,
+    applied: Applied,
+}
+
+/// Carries out the operations in order.
+pub async fn apply<K: Kernel>(kernel: &mut K, plan: &Plan) -> Applied {
+    let mut run = Run { made: BTreeMap::new(), frozen: BTreeSet::new(), applied: Applied::default() };
+    let mut rest = plan.operations.as_slice();
+    while !rest.is_empty() {
+        let length = run_length(rest);
+        let (group, tail) = rest.split_at(length);
+        rest = tail;
+        if !execute_group(kernel, &mut run, group).await {
+            tracing::warn!(left = rest.len(), "the rest of the plan waits for the next pass");
+            break;
+        }
+    }
+    run.applied
+}
+
+/// How many of the next operations go into one batch.
+fn run_length(operations: &[Operation]) -> usize {
+    let Some(first) = operations.first() else { return 0 };
+    if !batches(&first.step) {
+        return 1;
+    }
+    let kind = std::mem::discriminant(&first.step);
+    operations.iter().take(BATCH_MAX).take_while(|o| std::mem::discriminant(&o.step) == kind).count()
+}
+
+/// The link without which an operation can't be carried out.
+fn needs(step: &Step) -> Option<&LinkRef> {
+    match step {
+        Step::ChangeLink { link, .. }
+        | Step::DeleteLink { link }
+        | Step::SetDev { link, .. }
+        | Step::SetIf { link, .. }
+        | Step::DeleteIf { link, .. }
+        | Step::Attach { link, .. }
+        | Step::Detach { link, .. } => Some(link),
+        _ => None,
+    }
+}
+
+fn batches(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::ResetCounters { .. }
+            | Step::SetConf { .. }
+            | Step::ClearConf { .. }
+            | Step::SetDev { .. }
+            | Step::ClearDev { .. }
+            | Step::SetTunkey { .. }
+            | Step::DeleteTunkey { .. }
+            | Step::SetIf { .. }
+            | Step::DeleteIf { .. }
+    )
+}
+
+/// Returns whether the pass may go on.
+async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operation]) -> bool {
+    // A link that is missing was to be made by an operation that failed, which has said so; what needs it is left out.
+    let unresolved = group.iter().filter(|o| !run.frozen.contains(&o.change));
+    let unresolved = unresolved.filter(|o| needs(&o.step).is_some_and(|l| l.resolve(&run.made).is_none()));
+    let unresolved: Vec<String> = unresolved.map(|o| o.change.clone()).collect();
+    run.frozen.extend(unresolved);
+    // A tunnel keeps its index even where its device could not be made.
+    let goes_on = |o: &&Operation| !run.frozen.contains(&o.change) || matches!(o.step, Step::SetConf { .. });
+    let live: Vec<&Operation> = group.iter().filter(goes_on).collect();
+    let Some(first) = live.first() else { return true };
+    let batch = match resolve(&live, &run.made) {
+        Ok(batch) => batch,
+        Err(error) => {
+            tracing::debug!(change = %first.change, "{error:#}");
+            run.frozen.insert(first.change.clone());
+            return true;
+        }
+    };
+    match kernel.execute(&batch).await {
+        Ok(outcome) => {
+            run.applied.done += live.len() - outcome.gone.len();
+            run.applied.released |= releases(&batch);
+            if let (Batch::CreateLink(link), Some(ifindex)) = (&batch, outcome.ifindex) {
+                run.made.insert(link.name().to_owned(), ifindex);
+            }
+            for (place, error) in outcome.gone {
+                if let Some(operation) = live.get(place) {
+                    run.fail(&operation.change, error, true);
+                }
+            }
+            true
+        }
+        Err(error) => {
+            let concerns_one = !batches(&first.step)
+                && !matches!(
+                    first.step,
+                    Step::CreateMaps { .. } | Step::GrowMaps { .. } | Step::LoadProgram { .. } | Step::UnloadProgram { .. }
+                );
+            let vanished = crate::netlink::is_gone(&error);
+            run.fail(&first.change, error, vanished);
+            concerns_one
+        }
+    }
+}
+
+impl Run {
+    fn fail(&mut self, change: &str, error: anyhow::Error, vanished: bool) {
+        self.frozen.insert(change.to_owned());
+        self.applied.failures.push(Failure { change: change.to_owned(), error, vanished });
+    }
+}
+
+fn releases(batch: &Batch) -> bool {
+    matches!(
+        batch,
+        Batch::ClearConf(_)
+            | Batch::ClearDevs(_)
+            | Batch::DeleteTunkeys(_)
+            | Batch::DeleteIfs(_)
+            | Batch::SetTunkeys(_)
+            | Batch::SetIfs(_)
+    )
+}
+
+/// Whether a plan gives a slot or a tunnel index to somebody new.
+pub fn claims(plan: &Plan) -> bool {
+    plan.operations.iter().any(|o| matches!(o.step, Step::ResetCounters { .. } | Step::SetConf { .. }))
+}
+
+fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result<Batch> {
+    let index = |link: &LinkRef| {
+        link.resolve(made).ok_or_else(|| anyhow::anyhow!("{} was not made", link.name))
+    };
+    fn each<T>(group: &[&Operation], f: impl Fn(&Step) -> Option<T>) -> Vec<T> {
+        group.iter().filter_map(|o| f(&o.step)).collect()
+    }
+    let Some(first) = group.first() else { anyhow::bail!("nothing to do") };
+    Ok(match &first.step {
+        Step::CreateMaps { capacity } => Batch::CreateMaps(*capacity),
+        Step::GrowMaps { to, .. } => Batch::GrowMaps(*to),
+        Step::LoadProgram { program } => Batch::LoadProgram(*program),
+        Step::UnloadProgram { program } => Batch::UnloadProgram(*program),
+        Step::CreateLink { link } => Batch::CreateLink(link.clone()),
+        Step::ChangeLink { link, edit } => {
+            let change = match edit {
+                LinkEdit::Up(true) => LinkChange::Up,
+                LinkEdit::Up(false) => LinkChange::Down,
+                LinkEdit::Mtu(mtu) => LinkChange::Mtu(*mtu),
+                LinkEdit::Master(bridge) => LinkChange::Master { bridge: Some(index(bridge)?) },
+                LinkEdit::Isolated(on) => LinkChange::Isolated(*on),
+                LinkEdit::Alias(alias) => LinkChange::Alias(alias.clone()),
+                LinkEdit::Altname(name) => LinkChange::Altname(name.clone()),
+            };
+            Batch::ChangeLink(index(link)?, change)
+        }
+        Step::DeleteLink { link } => Batch::DeleteLink(index(link)?),
+        Step::Attach { program, link, direction, kind, .. } => {
+            Batch::Attach { program: *program, ifindex: index(link)?, direction: *direction, kind: *kind }
+        }
+        Step::Detach { link, direction, kind } => {
+            Batch::Detach { ifindex: index(link)?, direction: *direction, kind: *kind }
+        }
+        Step::ResetCounters { .. } => Batch::ResetCounters(each(group, |s| match s {
+            Step::ResetCounters { slot } => Some(*slot),
+            _ => None,
+        })),
+        Step::SetConf { .. } => Batch::SetConf(each(group, |s| match s {
+            // A tunnel whose device could not be made keeps its index, without a device.
+            Step::SetConf { index, name, link, mark } => {
+                let ifindex = link.as_ref().and_then(|l| l.resolve(made)).unwrap_or(0);
+                Some((*index, Conf { ifindex, name: name.clone(), mark: *mark }))
+            }
+            _ => None,
+        })),
+        Step::ClearConf { .. } => Batch::ClearConf(each(group, |s| match s {
+            Step::ClearConf { index } => Some(*index),
+            _ => None,
+        })),
+        Step::SetDev { .. } => Batch::SetDevs(each(group, |s| match s {
+            Step::SetDev { slot, link } => Some((*slot, link.resolve(made).unwrap_or(0))),
+            _ => None,
+        })),
+        Step::ClearDev { .. } => Batch::ClearDevs(each(group, |s| match s {
+            Step::ClearDev { slot } => Some(*slot),
+            _ => None,
+        })),
+        Step::SetTunkey { .. } => Batch::SetTunkeys(each(group, |s| match s {
+            Step::SetTunkey { key, value, .. } => Some((*key, *value)),
+            _ => None,
+        })),
+        Step::DeleteTunkey { .. } => Batch::DeleteTunkeys(each(group, |s| match s {
+            Step::DeleteTunkey { key, .. } => Some(*key),
+            _ => None,
+        })),
+        Step::SetIf { .. } => Batch::SetIfs(each(group, |s| match s {
+            Step::SetIf { link, value, .. } => Some((link.resolve(made).unwrap_or(0), *value)),
+            _ => None,
+        })),
+        Step::DeleteIf { .. } => Batch::DeleteIfs(each(group, |s| match s {
+            Step::DeleteIf { link, .. } => link.resolve(made),
+            _ => None,
+        })),
+    })
+}

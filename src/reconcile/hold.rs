@@ -1,0 +1,27 @@
+//! What stays in force although the files no longer have it. Pure.
+
+use crate::model::Desired;
+use std::collections::BTreeSet;
+
+/// The new state, with those mappings of the accepted one kept whose interfaces are named, and with the tunnels and
+/// bridges that they need.
+///
+/// A mapping is not kept where the new state gives its interface or its key to another one.
+pub fn keep(accepted: &Desired, new: &Desired, interfaces: &BTreeSet<String>) -> Desired {
+    let mut out = new.clone();
+    let keys: BTreeSet<_> = new.mappings.values().map(|m| m.key.clone()).collect();
+    for interface in interfaces {
+        let Some(mapping) = accepted.mappings.get(interface) else { continue };
+        if out.mappings.contains_key(interface) || keys.contains(&mapping.key) {
+            continue;
+        }
+        if let Some(tunnel) = accepted.tunnels.get(&mapping.key.tunnel) {
+            out.tunnels.entry(tunnel.name.clone()).or_insert_with(|| tunnel.clone());
+        }
+        if let Some(bridge) = mapping.generated.as_ref().and_then(|g| accepted.bridges.get(&g.bridge)) {
+            out.bridges.entry(bridge.name.clone()).or_insert_with(|| bridge.clone());
+        }
+        out.mappings.insert(interface.clone(), mapping.clone());
+    }
+    out
+}

@@ -1,0 +1,68 @@
+//! One instance: its directories, its lock and the network namespace it belongs to.
+
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Where an instance keeps what it keeps.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// Pins, on bpffs.
+    pub pins: PathBuf,
+    /// Control socket.
+    pub run: PathBuf,
+    /// Accepted state.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+}
+
+/// The writer's lock on a pin directory, held until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _directory: OwnedFd,
+}
+
+/// Another writer holds the lock.
+#[derive(Debug, thiserror::Error)]
+#[error("another tunnel-mesh writes to {0}: wait for it, or ask the daemon through its socket (--run-dir)")]
+pub struct LockHeld(pub PathBuf);
+
+impl Lock {
+    /// Takes the lock, making the directory (mode 0700) if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`LockHeld`] when another process has it; else what the kernel said.
+    pub fn take(pins: &Path) -> Result<Self> {
+        make_private(pins)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(pins, flags, Mode::empty())
+            .with_context(|| format!("open the pin directory {}", pins.display()))?;
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _directory: directory }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(LockHeld(pins.to_owned()).into()),
+            Err(e) => Err(e).with_context(|| format!("lock the pin directory {}", pins.display())),
+        }
+    }
+}
+
+/// Makes a directory with mode 0700, and its parents; one that exists stays as it is.
+///
+/// # Errors
+///
+/// What the kernel said, naming the directory.
+pub fn make_private(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("make the directory {}; is its file system mounted, and may this user write there?", directory.display()))
+}
