@@ -95,8 +95,12 @@ fn mischief() -> impl Strategy<Value = Mischief> {
         any::<usize>().prop_map(Mischief::DropIf),
         any::<usize>().prop_map(Mischief::DropDev),
         (any::<usize>(), slot.clone()).prop_map(|(i, s)| Mischief::WrongSlot(i, s)),
-        (0u32..4, 0u32..3, any::<u8>(), slot.clone())
-            .prop_map(|(tunnel, id, far, slot)| Mischief::ForeignKey { tunnel, id, far, slot }),
+        (0u32..4, 0u32..3, any::<u8>(), slot.clone()).prop_map(|(tunnel, id, far, slot)| Mischief::ForeignKey {
+            tunnel,
+            id,
+            far,
+            slot
+        }),
         (9u32..24, 0u32..4, 0u32..3, any::<u8>(), slot.clone())
             .prop_map(|(ifindex, tunnel, id, far, slot)| Mischief::ForeignIf { ifindex, tunnel, id, far, slot }),
         (slot, any::<usize>()).prop_map(|(slot, link)| Mischief::ForeignDev { slot, link }),
@@ -319,7 +323,8 @@ proptest! {
         let mut kernel = fresh_kernel();
         let before = desired(&first, 1);
         let goal = desired(&second, 1);
-        block(apply(&mut kernel, &plan_of(&kernel, &before, None)));
+        let start = plan_of(&kernel, &before, None);
+        block(apply(&mut kernel, &start));
         let maps = kernel.state.maps.clone().unwrap_or_default();
         let keys: BTreeMap<_, _> = maps.tunkey2if.into_iter().collect();
         let ifs: BTreeMap<_, _> = maps.if2tunkey.into_iter().collect();
@@ -328,19 +333,25 @@ proptest! {
         for operation in &plan.operations {
             match &operation.step {
                 Step::SetTunkey { key, value, insert } => {
-                    prop_assert!(written.insert(format!("{key:?}")));
+                    let once = written.insert(format!("{key:?}"));
+                    prop_assert!(once);
                     prop_assert_ne!(keys.get(key), Some(value));
                     prop_assert_eq!(*insert, !keys.contains_key(key));
                 }
                 Step::DeleteTunkey { key, .. } => {
-                    prop_assert!(written.insert(format!("{key:?}")));
+                    let once = written.insert(format!("{key:?}"));
+                    prop_assert!(once);
                     prop_assert!(keys.contains_key(key));
                 }
                 Step::SetIf { link, value, .. } => {
-                    prop_assert!(written.insert(format!("{link:?}")));
+                    let once = written.insert(format!("{link:?}"));
+                    prop_assert!(once);
                     prop_assert_ne!(ifs.get(&link.ifindex.unwrap_or(0)), Some(value));
                 }
-                Step::DeleteIf { link, .. } => prop_assert!(written.insert(format!("{link:?}"))),
+                Step::DeleteIf { link, .. } => {
+                    let once = written.insert(format!("{link:?}"));
+                    prop_assert!(once);
+                }
                 _ => {}
             }
         }
@@ -351,7 +362,8 @@ proptest! {
     fn a_pass_converges(first in topologies(), spoils in prop::collection::vec(mischief(), 0..4)) {
         let goal = desired(&first, 1);
         let mut kernel = fresh_kernel();
-        block(apply(&mut kernel, &plan_of(&kernel, &goal, None)));
+        let start = plan_of(&kernel, &goal, None);
+        block(apply(&mut kernel, &start));
         for spoil_with in &spoils {
             spoil(&mut kernel, spoil_with);
         }
@@ -390,10 +402,14 @@ fn a_key_that_moves_between_interfaces_is_one_update() {
     let mut kernel = fresh_kernel();
     let before = desired(&[Some((0, 1, 0)), None], 1);
     let goal = desired(&[None, Some((0, 1, 0))], 1);
-    block(apply(&mut kernel, &plan_of(&kernel, &before, None)));
+    let start = plan_of(&kernel, &before, None);
+    block(apply(&mut kernel, &start));
     let plan = plan_of(&kernel, &goal, Some(&before));
-    let writes: Vec<_> =
-        plan.operations.iter().filter(|o| matches!(o.step, Step::SetTunkey { .. } | Step::DeleteTunkey { .. })).collect();
+    let writes: Vec<_> = plan
+        .operations
+        .iter()
+        .filter(|o| matches!(o.step, Step::SetTunkey { .. } | Step::DeleteTunkey { .. }))
+        .collect();
     assert_eq!(writes.len(), 1, "{writes:#?}");
     assert!(matches!(writes[0].step, Step::SetTunkey { insert: false, .. }));
 }

@@ -15,6 +15,7 @@ pub(super) enum Phase {
     Receive,
     Send,
     StopReceiving,
+    Tunnels,
     DropTargets,
     Attach,
     Join,
@@ -115,7 +116,14 @@ impl<'a> Builder<'a> {
     }
 
     /// Notes a detail of a change of a device, which is an update unless something else said so before.
-    pub(super) fn device_change(&mut self, object: Object, address: &str, action: ChangeAction, reason: Reason, detail: String) {
+    pub(super) fn device_change(
+        &mut self,
+        object: Object,
+        address: &str,
+        action: ChangeAction,
+        reason: Reason,
+        detail: String,
+    ) {
         let origin = match object {
             Object::Tunnel => self.input.desired.tunnels.get(address).map(|t| t.origin.clone()),
             Object::Bridge => self.input.desired.bridges.get(address).map(|b| b.origin.clone()),
@@ -140,9 +148,7 @@ impl<'a> Builder<'a> {
 
     /// Whether the files said the same of that tunnel before.
     pub(super) fn tunnel_unchanged(&self, name: &str) -> bool {
-        let known = |d: &Desired| {
-            d.tunnels.get(name).map(|t| Tunnel { origin: Origin::default(), ..t.clone() })
-        };
+        let known = |d: &Desired| d.tunnels.get(name).map(|t| Tunnel { origin: Origin::default(), ..t.clone() });
         self.input.accepted.is_some_and(|a| known(a).is_some() && known(a) == known(self.input.desired))
     }
 

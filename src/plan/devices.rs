@@ -167,8 +167,11 @@ fn edit(b: &mut Builder<'_>, phase: Phase, change: &str, link: &LinkRef, edit: L
 /// Resolves every mapping to its interface; makes and repairs what the tenants' bridges need.
 pub(super) fn bridges_and_ports(b: &mut Builder<'_>) {
     let desired = b.input.desired;
-    let bridges: BTreeMap<&str, LinkRef> =
-        desired.bridges.values().filter_map(|bridge| Some((bridge.name.as_str(), planned_bridge(b, bridge)?))).collect();
+    let bridges: BTreeMap<&str, LinkRef> = desired
+        .bridges
+        .values()
+        .filter_map(|bridge| Some((bridge.name.as_str(), planned_bridge(b, bridge)?)))
+        .collect();
     for mapping in desired.mappings.values() {
         if !b.tunnels.contains_key(mapping.key.tunnel.as_str()) {
             let why = format!("its tunnel {} can't be used", mapping.key.tunnel);
@@ -199,7 +202,10 @@ fn existing_interface(b: &mut Builder<'_>, mapping: &Mapping) -> Option<LinkRef>
     } else if mapping.attach == Attach::Endpoint && !(link.kind == "veth" && link.peer_in_other_netns) {
         let kind = if link.kind.is_empty() { "physical" } else { link.kind.as_str() };
         Some(if link.kind == "veth" {
-            format!("endpoint {} is a veth whose peer is in this namespace too; move the peer into the workload's", link.name)
+            format!(
+                "endpoint {} is a veth whose peer is in this namespace too; move the peer into the workload's",
+                link.name
+            )
         } else {
             format!("endpoint {} is a {kind} device, not a veth; use `attach: port`", link.name)
         })
@@ -216,9 +222,8 @@ fn existing_interface(b: &mut Builder<'_>, mapping: &Mapping) -> Option<LinkRef>
 
 /// MTU that suits every tunnel whose ports join that bridge.
 fn bridge_mtu(b: &Builder<'_>, bridge: &Bridge) -> u32 {
-    let members = b.input.desired.mappings.values().filter(|m| {
-        m.generated.as_ref().is_some_and(|g| g.bridge == bridge.name)
-    });
+    let members =
+        b.input.desired.mappings.values().filter(|m| m.generated.as_ref().is_some_and(|g| g.bridge == bridge.name));
     let smallest = members.filter_map(|m| b.tunnels.get(m.key.tunnel.as_str())).map(|t| t.mtu).min();
     bridge.mtu.or(smallest).unwrap_or(USUAL_MTU - TunnelKind::Vxlan.overhead(true))
 }

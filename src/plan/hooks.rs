@@ -55,7 +55,8 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         let running = found.and_then(|a| a.program);
         let id = loaded.get(program).filter(|p| p.current).map(|p| p.id);
         // While maps grow, TCX attachments move along; clsact ones are put on the new maps before anything is written.
-        let moved = b.growing && kind == HookKind::Tcx && running.is_some() && running == loaded.get(program).map(|p| p.id);
+        let moved =
+            b.growing && kind == HookKind::Tcx && running.is_some() && running == loaded.get(program).map(|p| p.id);
         let fine = moved || (!b.growing && id.is_some() && running == id);
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
@@ -64,7 +65,9 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         let detail = match found {
             None if link.ifindex.is_none() => None,
             None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
-            Some(a) if a.program.is_none() => Some(format!("attach {} to {} {direction} afresh", program.name(), link.name)),
+            Some(a) if a.program.is_none() => {
+                Some(format!("attach {} to {} {direction} afresh", program.name(), link.name))
+            }
             Some(a) if fine && a.position > 0 => Some(format!(
                 "move {} on {} {direction} back to the head of its chain (it was at position {})",
                 program.name(),

@@ -93,7 +93,11 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
         let (from, to) = (b.live.capacity, roomy().max(b.live.capacity.saturating_mul(2)).min(SLOT_LIMIT));
         b.growing = true;
         b.operation(Phase::Maps, "data plane", Step::GrowMaps { from, to });
-        let detail = format!("grow maps from {} to {} mappings", from.saturating_sub(FIRST_MAPPING_SLOT), to - FIRST_MAPPING_SLOT);
+        let detail = format!(
+            "grow maps from {} to {} mappings",
+            from.saturating_sub(FIRST_MAPPING_SLOT),
+            to - FIRST_MAPPING_SLOT
+        );
         b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Added, detail);
     }
 }
@@ -106,9 +110,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         let live = b.live.conf.get(&planned.index).cloned();
         let dev = b.live.devs.get(&planned.index).copied();
         let ifindex = planned.link.as_ref().map_or(Some(0), |l| l.ifindex);
-        let same_conf = live.as_ref().is_some_and(|c| {
-            Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark
-        });
+        let same_conf =
+            live.as_ref().is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark);
         let same_dev = dev == planned.link.as_ref().and_then(|l| l.ifindex)
             && planned.link.as_ref().is_none_or(|l| l.ifindex.is_some());
         if same_conf && same_dev {
@@ -116,12 +119,13 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         }
         let (action, detail) = match &live {
             None => (ChangeAction::Create, format!("tunnel index {}", planned.index)),
-            Some(c) if Some(c.ifindex) != ifindex || !same_dev => {
-                (ChangeAction::Update, match &planned.link {
+            Some(c) if Some(c.ifindex) != ifindex || !same_dev => (
+                ChangeAction::Update,
+                match &planned.link {
                     Some(link) => format!("device is {link}"),
                     None => "device is gone".to_owned(),
-                })
-            }
+                },
+            ),
             Some(c) => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
         };
         let reason = match &live {
@@ -138,7 +142,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         match &planned.link {
             Some(link) => {
                 if !same_dev {
-                    b.operation(Phase::Targets, name, Step::SetDev { slot: planned.index, link: link.clone() });
+                    b.operation(Phase::Tunnels, name, Step::SetDev { slot: planned.index, link: link.clone() });
                 }
             }
             None => {
@@ -150,7 +154,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         if !same_conf {
             let link = planned.link.clone();
             let step = Step::SetConf { index: planned.index, name: (*name).to_owned(), link, mark: tunnel.mark };
-            b.operation(Phase::Targets, name, step);
+            b.operation(Phase::Tunnels, name, step);
         }
     }
     let used: BTreeSet<u32> = tunnels.values().map(|t| t.index).collect();
@@ -167,7 +171,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         b.device_change(Object::Tunnel, &conf.name, ChangeAction::Delete, reason, detail);
         b.operation(Phase::DropTargets, &conf.name, Step::ClearConf { index });
     }
-    let live_devs: Vec<u32> = b.live.devs.keys().copied().filter(|s| *s < TUNNEL_INDEXES && !used.contains(s)).collect();
+    let live_devs: Vec<u32> =
+        b.live.devs.keys().copied().filter(|s| *s < TUNNEL_INDEXES && !used.contains(s)).collect();
     for slot in live_devs {
         let name = b.live.tunnel_name(slot);
         b.operation(Phase::DropTargets, &name, Step::ClearDev { slot });

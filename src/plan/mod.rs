@@ -6,10 +6,11 @@
 //!
 //! 1. devices are made, down;
 //! 2. what stops sending stops (`if2tunkey` deletes);
-//! 3. targets are written (`conf`, `devs`), for slots that no live entry refers to;
+//! 3. mappings' targets are written (`devs`), for slots through which nothing else arrives;
 //! 4. receiving starts or moves (`tunkey2if`), each key in one update;
 //! 5. sending starts or moves (`if2tunkey`), each interface in one update;
-//! 6. what stops receiving stops (`tunkey2if` deletes), then its targets go;
+//! 6. what stops receiving stops (`tunkey2if` deletes); only then tunnels get their devices (`conf`, `devs`), so that
+//!    a tunnel comes back with right entries only; then the targets of what stopped go;
 //! 7. programs are attached, then devices join their bridge and go up;
 //! 8. devices that nobody wants are deleted, then programs are detached.
 

@@ -132,7 +132,10 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             let concerns_one = !batches(&first.step)
                 && !matches!(
                     first.step,
-                    Step::CreateMaps { .. } | Step::GrowMaps { .. } | Step::LoadProgram { .. } | Step::UnloadProgram { .. }
+                    Step::CreateMaps { .. }
+                        | Step::GrowMaps { .. }
+                        | Step::LoadProgram { .. }
+                        | Step::UnloadProgram { .. }
                 );
             let vanished = crate::netlink::is_gone(&error);
             run.fail(&first.change, error, vanished);
@@ -166,9 +169,7 @@ pub fn claims(plan: &Plan) -> bool {
 }
 
 fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result<Batch> {
-    let index = |link: &LinkRef| {
-        link.resolve(made).ok_or_else(|| anyhow::anyhow!("{} was not made", link.name))
-    };
+    let index = |link: &LinkRef| link.resolve(made).ok_or_else(|| anyhow::anyhow!("{} was not made", link.name));
     fn each<T>(group: &[&Operation], f: impl Fn(&Step) -> Option<T>) -> Vec<T> {
         group.iter().filter_map(|o| f(&o.step)).collect()
     }

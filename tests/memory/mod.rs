@@ -29,7 +29,8 @@ impl MemoryKernel {
     pub fn add_link(&mut self, name: &str) -> u32 {
         self.next_ifindex += 1;
         let ifindex = self.next_ifindex;
-        let link = Link { ifindex, name: name.to_owned(), kind: "veth".to_owned(), mtu: 1500, up: true, ..Link::default() };
+        let link =
+            Link { ifindex, name: name.to_owned(), kind: "veth".to_owned(), mtu: 1500, up: true, ..Link::default() };
         self.state.links.push(link);
         ifindex
     }
@@ -170,7 +171,9 @@ impl Kernel for MemoryKernel {
         self.log.push(batch.clone());
         let mut outcome = Outcome::default();
         match batch {
-            Batch::CreateMaps(capacity) => self.state.maps = Some(MapState { capacity: *capacity, ..MapState::default() }),
+            Batch::CreateMaps(capacity) => {
+                self.state.maps = Some(MapState { capacity: *capacity, ..MapState::default() })
+            }
             Batch::GrowMaps(capacity) => {
                 self.maps()?.capacity = *capacity;
                 let old: Vec<LoadedProgram> = self.state.programs.clone();
