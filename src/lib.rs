@@ -23,5 +23,6 @@ pub mod files;
 pub mod model;
 pub mod netlink;
 pub mod plan;
+mod private;
 pub mod reconcile;
 pub mod topology;

@@ -55,9 +55,10 @@ impl ApplyArgs {
 
     async fn apply(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
-        let new = global.loader().load().map_err(|rejected| rejected.tell(global.colored(std::io::stderr().is_terminal())))?;
+        let new = global.load()?;
         let _lock = Lock::take(&paths.pins)?;
-        let kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        kernel.recover()?;
         let accepted = Accepted::load(&paths.state)?;
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(before, new, Removals { allow: self.allow_deletes, delay: false });

@@ -13,7 +13,7 @@ mod show;
 mod status;
 mod validate;
 
-use crate::model::HookKind;
+use crate::model::{Desired, HookKind};
 use crate::reconcile::instance::Paths;
 use crate::reconcile::loader::Loader;
 use anyhow::{Context, Result};
@@ -118,6 +118,14 @@ impl Global {
 
     fn loader(&self) -> Loader {
         Loader::new(self.topology.clone(), self.node.as_deref())
+    }
+
+    /// Reads the topology; what is wrong with it is told in full.
+    fn load(&self) -> Result<Desired> {
+        self.loader().load().map_err(|rejected| {
+            eprint!("{}", rejected.text(self.colored(std::io::stderr().is_terminal())));
+            Told(Exit::Invalid).into()
+        })
     }
 
     fn hook(&self) -> Option<HookKind> {

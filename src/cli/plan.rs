@@ -6,7 +6,8 @@ use super::{Exit, Format, Global, paint::Paint, print, print_json};
 use crate::files::accepted::Accepted;
 use crate::plan::{FORMAT_VERSION, Plan};
 use crate::reconcile::Reconciler;
-use crate::reconcile::intent::{Intent, Removals, intend};
+use crate::model::Intent;
+use crate::reconcile::intent::{Removals, intend};
 use crate::reconcile::live::LiveKernel;
 use anyhow::Result;
 use serde::Serialize;
@@ -53,7 +54,7 @@ struct Guard<'a> {
 impl PlanArgs {
     pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
-        let new = global.loader().load().map_err(|rejected| rejected.tell(global.colored(std::io::stderr().is_terminal())))?;
+        let new = global.load()?;
         let accepted = Accepted::load(&paths.state)?;
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(before, new, Removals::default());

@@ -2,7 +2,7 @@
 
 use super::{Attach, Origin, OuterField, TunnelKey, TunnelKind};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The desired state of one node, compiled from the topology files by pure code.
@@ -18,6 +18,19 @@ pub struct Desired {
     pub bridges: BTreeMap<String, Bridge>,
     /// Mappings by interface name: an interface has at most one.
     pub mappings: BTreeMap<String, Mapping>,
+}
+
+/// What is to be in force, and what of it the files no longer have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The state to reach.
+    pub desired: Desired,
+    /// Interfaces whose mappings the guard holds.
+    #[serde(default)]
+    pub held: BTreeSet<String>,
+    /// Interfaces whose removal waits for one more unchanged rescan.
+    #[serde(default)]
+    pub delayed: BTreeSet<String>,
 }
 
 /// Underlay source addresses of this host, one of each family at most.

@@ -148,7 +148,7 @@ fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
     }
     let reference = LinkRef::of(link);
     let reason = if b.tunnel_unchanged(&tunnel.name) { Reason::Drift } else { Reason::Changed };
-    let mut repair = |b: &mut Builder<'_>, phase, detail: String, change| {
+    let repair = |b: &mut Builder<'_>, phase, detail: String, change| {
         b.device_change(Object::Tunnel, &tunnel.name, ChangeAction::Update, reason, detail);
         edit(b, phase, &tunnel.name, &reference, change);
     };
@@ -303,7 +303,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
         return None;
     }
     let reference = LinkRef::of(link);
-    let mut repair = |b: &mut Builder<'_>, detail: String, change: LinkEdit| {
+    let repair = |b: &mut Builder<'_>, detail: String, change: LinkEdit| {
         let origin = mapping.origin.clone();
         let reason = match b.input.accepted.and_then(|a| a.mappings.get(&mapping.interface)) {
             Some(known) if known.generated == mapping.generated && known.key == mapping.key => Reason::Drift,

@@ -4,14 +4,14 @@
 
 use super::control::{self, Answer, Request};
 use super::instance::{Lock, Paths};
-use super::intent::{Intent, Removals, intend};
+use super::intent::{Removals, intend};
 use super::live::LiveKernel;
-use super::loader::{Loader, Rejected};
+use super::loader::Loader;
 use super::status::{Daemon as Health, Status};
 use super::{Reconciler, Report};
 use crate::files::accepted::Accepted;
 use crate::files::watch::Watch;
-use crate::model::{Desired, HookKind};
+use crate::model::{Desired, HookKind, Intent};
 use crate::netlink::{LinkEvent, LinkWatch};
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -73,7 +73,8 @@ impl Daemon {
     /// When another writer runs, privileges are missing, or the pins belong elsewhere.
     pub async fn start(options: Options, loader: Loader) -> Result<Self> {
         let lock = Lock::take(&options.paths.pins)?;
-        let kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
+        let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
+        kernel.recover()?;
         let intent = match Accepted::load(&options.paths.state) {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -103,7 +104,7 @@ impl Daemon {
     ///
     /// When the socket, the watch or the subscription can't be opened.
     pub async fn run(mut self) -> Result<()> {
-        super::instance::make_private(&self.options.paths.run)?;
+        crate::private::make(&self.options.paths.run)?;
         let listener = control::listen(&self.options.paths.socket())?;
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
@@ -376,10 +377,4 @@ pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option
         traffic: &traffic,
         unknown,
     }))
-}
-
-impl From<Rejected> for anyhow::Error {
-    fn from(rejected: Rejected) -> Self {
-        anyhow::anyhow!("{rejected}")
-    }
 }

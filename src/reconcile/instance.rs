@@ -41,7 +41,7 @@ impl Lock {
     ///
     /// [`LockHeld`] when another process has it; else what the kernel said.
     pub fn take(pins: &Path) -> Result<Self> {
-        make_private(pins)?;
+        crate::private::make(pins)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(pins, flags, Mode::empty())
             .with_context(|| format!("open the pin directory {}", pins.display()))?;
@@ -51,18 +51,4 @@ impl Lock {
             Err(e) => Err(e).with_context(|| format!("lock the pin directory {}", pins.display())),
         }
     }
-}
-
-/// Makes a directory with mode 0700, and its parents; one that exists stays as it is.
-///
-/// # Errors
-///
-/// What the kernel said, naming the directory.
-pub fn make_private(directory: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .with_context(|| format!("make the directory {}; is its file system mounted, and may this user write there?", directory.display()))
 }

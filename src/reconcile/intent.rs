@@ -1,23 +1,9 @@
 //! From what the files say to what is to be in force: the deletion guard and the delay of removals. Pure.
 
 use super::hold;
-use crate::model::Desired;
+use crate::model::{Desired, Intent};
 use crate::topology::guard;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-
-/// What is to be in force, and what of it the files no longer have.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Intent {
-    /// The state to reach.
-    pub desired: Desired,
-    /// Interfaces whose mappings the guard holds.
-    #[serde(default)]
-    pub held: BTreeSet<String>,
-    /// Interfaces whose removal waits for one more unchanged rescan.
-    #[serde(default)]
-    pub delayed: BTreeSet<String>,
-}
 
 /// How removals are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

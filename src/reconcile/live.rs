@@ -1,6 +1,7 @@
 //! The real kernel: the bpf and netlink edges behind one interface.
 
 use super::kernel::{Batch, Kernel, Outcome};
+use super::status::{Traffic, UnknownKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
 use crate::netlink::Netlink;
@@ -63,9 +64,39 @@ impl LiveKernel {
         }
     }
 
-    /// The bpf edge, for counters.
-    pub fn dataplane(&self) -> &Dataplane {
-        &self.dataplane
+    /// Counters by slot, and the keys that nobody mapped.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn counters(&self, observed: &Observed) -> Result<(BTreeMap<u32, Traffic>, Vec<UnknownKey>)> {
+        let traffic = self.dataplane.counters()?.into_iter().map(|c| {
+            let drops = c.drops.iter().map(|(reason, n)| ((*reason).to_owned(), *n)).collect();
+            let (rx_packets, rx_bytes, tx_packets, tx_bytes) = (c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes);
+            (c.slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, drops })
+        });
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let name = |index: u32| {
+            let conf = observed.maps.as_ref().and_then(|m| m.conf.get(&index));
+            conf.map_or_else(|| format!("tunnel index {index}"), |c| c.name.clone())
+        };
+        let unknown = self.dataplane.unknown()?.into_iter().map(|seen| UnknownKey {
+            tunnel: name(seen.key.tunnel),
+            id: seen.key.id,
+            remote: seen.key.remote,
+            packets: seen.packets,
+            last_seen_seconds: (now.tv_sec as u64).saturating_sub(seen.last_seen / 1_000_000_000),
+        });
+        Ok((traffic.collect(), unknown.collect()))
+    }
+
+    /// Goes on from what a killed process left in the pin directory. Only the holder of the lock may.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn recover(&mut self) -> Result<()> {
+        self.dataplane.recover()
     }
 
     /// Detaches, unpins and deletes everything that is ours, going on after failures.

@@ -11,6 +11,7 @@ pub mod instance;
 pub mod intent;
 pub mod kernel;
 pub mod live;
+pub mod loader;
 pub mod status;
 
 use crate::model::{Desired, Observed};
@@ -123,4 +124,15 @@ pub fn is_denied(error: &anyhow::Error) -> bool {
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
         })
+}
+
+/// Fingerprint of what a live state means for a plan: everything but counters. The first 16 hex digits of a SHA-256.
+pub fn fingerprint(observed: &Observed) -> String {
+    use sha2::{Digest, Sha256};
+    let mut quiet = observed.clone();
+    for link in &mut quiet.links {
+        link.dropped = (0, 0);
+    }
+    let digest = Sha256::digest(serde_json::to_vec(&quiet).unwrap_or_default());
+    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }

@@ -1,1 +1,27 @@
-//! (being written)
+//! Topology files' text to the desired state of one node, and everything that can be wrong on the way.
+//!
+//! `parse` reads one file, `merge` makes one topology of many, `Topology::compile` derives one node's state. The rule:
+//! pure code only, and every error at once, each at its file, line and column.
+
+mod compile;
+mod diagnostic;
+mod document;
+pub mod guard;
+mod merge;
+mod parse;
+pub mod render;
+mod tree;
+
+pub use compile::{NodeChoice, port_name};
+pub use diagnostic::{Diagnostic, Place, nearest};
+pub use merge::{Topology, merge};
+pub use parse::{ParsedFile, parse};
+
+/// A file's name, as it is to be shown, and its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Name.
+    pub name: String,
+    /// Content.
+    pub text: Vec<u8>,
+}

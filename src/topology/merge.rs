@@ -1,0 +1,173 @@
+//! Many files to one topology: the same thing said twice is fine, two things said of one name are an error.
+
+use super::diagnostic::{Diagnostic, Place};
+use super::document::{Addresses, MappingDoc, TenantDoc, TunnelDoc};
+use super::parse::ParsedFile;
+use super::tree::{At, Node};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Something of a file, and where it stands.
+#[derive(Debug, Clone)]
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    file: Rc<str>,
+    at: At,
+    node: Rc<Node>,
+}
+
+impl<T> Placed<T> {
+    /// Where it starts: its name, or its first line.
+    pub(super) fn place(&self) -> Place {
+        self.at.in_file(&self.file)
+    }
+
+    /// Where the value of one of its fields stands; its own place where the field isn't given.
+    pub(super) fn field(&self, path: &[&str]) -> Place {
+        let mut at = self.at;
+        let mut node = &self.node;
+        for key in path {
+            let found = match key.parse::<usize>() {
+                Ok(n) if node.item(n).is_some() => node.item(n).map(|item| (item.at, item)),
+                _ => node.entry(key).map(|(k, value)| (if value.is_null() { k.at } else { value.at }, value)),
+            };
+            let Some((place, next)) = found else { break };
+            (at, node) = (place, next);
+        }
+        at.in_file(&self.file)
+    }
+
+    /// Where the key itself of a nested entry stands.
+    pub(super) fn key(&self, path: &[&str]) -> Place {
+        let Some((last, parents)) = path.split_last() else { return self.place() };
+        let mut node = &self.node;
+        for key in parents {
+            let Some(next) = node.get(key) else { return self.place() };
+            node = next;
+        }
+        node.entry(last).map_or_else(|| self.field(parents), |(key, _)| key.at.in_file(&self.file))
+    }
+}
+
+/// The whole topology, of all files.
+#[derive(Debug, Clone, Default)]
+pub struct Topology {
+    pub(super) nodes: BTreeMap<String, Placed<Addresses>>,
+    pub(super) tunnels: BTreeMap<String, Placed<TunnelDoc>>,
+    pub(super) tenants: BTreeMap<String, Placed<TenantDoc>>,
+    pub(super) mappings: Vec<Placed<MappingDoc>>,
+    pub(super) revision: String,
+}
+
+impl Topology {
+    /// Names of the nodes.
+    pub fn nodes(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    /// Whether tenants are declared, so that it matters which node this is.
+    pub fn needs_node(&self) -> bool {
+        !self.tenants.is_empty()
+    }
+
+    /// Hash of what is said, whatever the files' names, order and layout: the first 16 hex digits of a SHA-256.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+}
+
+/// Merges files. The order of the files has no meaning.
+///
+/// # Errors
+///
+/// Every error of form of every file, and every conflict.
+pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topology, Vec<Diagnostic>> {
+    let mut out = Topology::default();
+    let mut errors = Vec::new();
+    for file in files {
+        errors.extend(file.diagnostics.iter().cloned());
+        for (document, node) in &file.documents {
+            add(&mut out.nodes, "node", &document.nodes, "nodes", file, node, &mut errors);
+            add(&mut out.tunnels, "tunnel", &document.tunnels, "tunnels", file, node, &mut errors);
+            add(&mut out.tenants, "tenant", &document.tenants, "tenants", file, node, &mut errors);
+            for (n, mapping) in document.mappings.iter().enumerate() {
+                let Some(item) = node.get("mappings").and_then(|m| m.item(n)) else { continue };
+                let placed =
+                    Placed { value: mapping.clone(), file: Rc::clone(&file.name), at: item.at, node: Rc::clone(item) };
+                out.mappings.push(placed);
+            }
+        }
+    }
+    if !errors.is_empty() {
+        errors.sort_by(|a, b| a.place.cmp(&b.place));
+        return Err(errors);
+    }
+    // The same mapping said twice is said once; the first place in the order of files counts.
+    out.mappings.sort_by(|a, b| (&a.value.interface, a.place()).cmp(&(&b.value.interface, b.place())));
+    out.mappings.dedup_by(|later, first| later.value == first.value);
+    out.revision = revision(&out);
+    Ok(out)
+}
+
+fn add<T: Clone + PartialEq>(
+    all: &mut BTreeMap<String, Placed<T>>,
+    what: &str,
+    given: &BTreeMap<String, T>,
+    section: &str,
+    file: &ParsedFile,
+    node: &Rc<Node>,
+    errors: &mut Vec<Diagnostic>,
+) {
+    for (name, value) in given {
+        let Some((key, place)) = node.get(section).and_then(|s| s.entry(name)) else { continue };
+        let placed = Placed { value: value.clone(), file: Rc::clone(&file.name), at: key.at, node: Rc::clone(place) };
+        match all.get(name) {
+            None => drop(all.insert(name.clone(), placed)),
+            Some(first) if first.value == placed.value => {
+                // Whichever file comes first in order, so that the order of reading has no meaning.
+                if placed.place() < first.place() {
+                    all.insert(name.clone(), placed);
+                }
+            }
+            Some(first) => {
+                let message = format!("{what} `{name}` is said to be two different things");
+                let (one, two) = if first.place() <= placed.place() {
+                    (first.place(), placed.place())
+                } else {
+                    (placed.place(), first.place())
+                };
+                let diagnostic = Diagnostic::new("TM0201", two, message).label("here it is another");
+                errors.push(diagnostic.related(one, "first said here").help("make both the same, or rename one"));
+            }
+        }
+    }
+}
+
+fn revision(topology: &Topology) -> String {
+    #[derive(Serialize)]
+    struct Content<'a> {
+        nodes: BTreeMap<&'a str, &'a [std::net::IpAddr]>,
+        tunnels: BTreeMap<&'a str, &'a TunnelDoc>,
+        tenants: BTreeMap<&'a str, &'a TenantDoc>,
+        mappings: Vec<&'a MappingDoc>,
+    }
+    let content = Content {
+        nodes: topology.nodes.iter().map(|(n, p)| (n.as_str(), p.value.as_slice())).collect(),
+        tunnels: topology.tunnels.iter().map(|(n, p)| (n.as_str(), &p.value)).collect(),
+        tenants: topology.tenants.iter().map(|(n, p)| (n.as_str(), &p.value)).collect(),
+        mappings: {
+            let mut all: Vec<&MappingDoc> = topology.mappings.iter().map(|p| &p.value).collect();
+            all.sort_by_key(|m| (&m.interface, m.id, m.remote));
+            all
+        },
+    };
+    let text = serde_json::to_vec(&content).unwrap_or_default();
+    hex(&Sha256::digest(text), 8)
+}
+
+/// The first `bytes` bytes in hexadecimal.
+pub(super) fn hex(digest: &[u8], bytes: usize) -> String {
+    digest.iter().take(bytes).map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,204 @@
+//! A YAML document as a tree of places: where every key and value stands.
+//!
+//! serde_yaml gives values; this gives positions for everything that is said about them. Both read the same text.
+
+use super::diagnostic::{Diagnostic, Place};
+use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Largest file, in bytes.
+pub(super) const SIZE_MAX: usize = 16 << 20;
+/// Deepest nesting. libyaml's time is quadratic in nested flow sequences, so it is counted before parsing.
+const DEPTH_MAX: usize = 64;
+/// Most nodes that a document may have once its aliases are followed.
+const NODES_MAX: u64 = 4_000_000;
+
+/// Position in a file: line from 1, column and length in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct At {
+    pub(super) line: u32,
+    pub(super) column: u32,
+    pub(super) length: u32,
+}
+
+impl At {
+    pub(super) fn in_file(self, file: &str) -> Place {
+        Place { file: file.to_owned(), line: self.line, column: self.column, length: self.length }
+    }
+
+    fn of(span: Span) -> Self {
+        let length = if span.start.line() == span.end.line() { span.end.col().saturating_sub(span.start.col()) } else { 1 };
+        Self { line: span.start.line() as u32, column: span.start.col() as u32 + 1, length: length.max(1) as u32 }
+    }
+}
+
+/// One value and where it stands.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) at: At,
+    pub(super) kind: Kind,
+    size: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Scalar { text: String, plain: bool },
+    Sequence(Vec<Rc<Node>>),
+    Mapping(Vec<(Key, Rc<Node>)>),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    pub(super) text: String,
+    pub(super) at: At,
+}
+
+impl Node {
+    /// The value of a key.
+    pub(super) fn get(&self, key: &str) -> Option<&Rc<Node>> {
+        self.entry(key).map(|(_, node)| node)
+    }
+
+    /// A key and its value.
+    pub(super) fn entry(&self, key: &str) -> Option<&(Key, Rc<Node>)> {
+        match &self.kind {
+            Kind::Mapping(entries) => entries.iter().find(|(k, _)| k.text == key),
+            _ => None,
+        }
+    }
+
+    pub(super) fn item(&self, n: usize) -> Option<&Rc<Node>> {
+        match &self.kind {
+            Kind::Sequence(items) => items.get(n),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is said here: `key:` with nothing behind it, `~` or `null`.
+    pub(super) fn is_null(&self) -> bool {
+        matches!(&self.kind, Kind::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+}
+
+/// Refuses what would take a parser too long, before any parser sees it.
+pub(super) fn precheck(file: &str, text: &str) -> Result<(), Diagnostic> {
+    let start = At { line: 1, column: 1, length: 1 };
+    if text.len() > SIZE_MAX {
+        let message = format!("the file has {} bytes; at most {SIZE_MAX} are read", text.len());
+        return Err(Diagnostic::new("TM0002", start.in_file(file), message).help("split it: files of a directory merge"));
+    }
+    // Brackets in strings and comments count, too: nobody nests 64 of them.
+    let (mut depth, mut line, mut column) = (0usize, 1u32, 0u32);
+    for c in text.chars() {
+        column += 1;
+        match c {
+            '\n' => (line, column) = (line + 1, 0),
+            '[' | '{' => depth += 1,
+            ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            let at = At { line, column, length: 1 };
+            let message = format!("brackets are nested more than {DEPTH_MAX} deep");
+            return Err(Diagnostic::new("TM0003", at.in_file(file), message));
+        }
+    }
+    Ok(())
+}
+
+/// The documents of a file.
+pub(super) fn documents(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Diagnostic> {
+    let mut builder = Builder { file, stack: Vec::new(), anchors: HashMap::new(), documents: Vec::new() };
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|error| {
+            let marker = error.marker();
+            let at = At { line: marker.line() as u32, column: marker.col() as u32 + 1, length: 1 };
+            Diagnostic::new("TM0005", at.in_file(file), format!("not YAML: {}", error.info()))
+        })?;
+        builder.take(event, span)?;
+    }
+    Ok(builder.documents)
+}
+
+enum Open {
+    Sequence { at: At, anchor: usize, items: Vec<Rc<Node>> },
+    Mapping { at: At, anchor: usize, entries: Vec<(Key, Rc<Node>)>, key: Option<Key> },
+}
+
+struct Builder<'a> {
+    file: &'a str,
+    stack: Vec<Open>,
+    anchors: HashMap<usize, Rc<Node>>,
+    documents: Vec<Rc<Node>>,
+}
+
+impl Builder<'_> {
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Diagnostic> {
+        let at = At::of(span);
+        match event {
+            Event::Scalar(text, style, anchor, _) => {
+                let kind = Kind::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };
+                self.add(Node { at, kind, size: 1 }, anchor)
+            }
+            Event::SequenceStart(anchor, _) => self.open(Open::Sequence { at, anchor, items: Vec::new() }),
+            Event::MappingStart(anchor, _) => self.open(Open::Mapping { at, anchor, entries: Vec::new(), key: None }),
+            Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
+                Some(Open::Sequence { at, anchor, items }) => {
+                    let size = 1 + items.iter().map(|n| n.size).sum::<u64>();
+                    self.add(Node { at, kind: Kind::Sequence(items), size }, anchor)
+                }
+                Some(Open::Mapping { at, anchor, entries, .. }) => {
+                    let size = 1 + entries.iter().map(|(_, n)| n.size).sum::<u64>();
+                    self.add(Node { at, kind: Kind::Mapping(entries), size }, anchor)
+                }
+                None => Ok(()),
+            },
+            Event::Alias(anchor) => match self.anchors.get(&anchor).cloned() {
+                Some(node) => self.push(node, at),
+                None => Err(Diagnostic::new("TM0004", at.in_file(self.file), "an alias to itself can't be followed")),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&mut self, open: Open) -> Result<(), Diagnostic> {
+        if self.stack.len() >= DEPTH_MAX {
+            let (Open::Sequence { at, .. } | Open::Mapping { at, .. }) = open;
+            let message = format!("nested more than {DEPTH_MAX} deep");
+            return Err(Diagnostic::new("TM0003", at.in_file(self.file), message));
+        }
+        self.stack.push(open);
+        Ok(())
+    }
+
+    fn add(&mut self, node: Node, anchor: usize) -> Result<(), Diagnostic> {
+        let at = node.at;
+        let node = Rc::new(node);
+        if anchor > 0 {
+            self.anchors.insert(anchor, Rc::clone(&node));
+        }
+        self.push(node, at)
+    }
+
+    fn push(&mut self, node: Rc<Node>, at: At) -> Result<(), Diagnostic> {
+        if node.size > NODES_MAX {
+            let message = format!("aliases make this document larger than {NODES_MAX} values");
+            return Err(Diagnostic::new("TM0004", at.in_file(self.file), message));
+        }
+        match self.stack.last_mut() {
+            None => self.documents.push(node),
+            Some(Open::Sequence { items, .. }) => items.push(node),
+            Some(Open::Mapping { entries, key, .. }) => match key.take() {
+                Some(key) => entries.push((key, node)),
+                None => {
+                    let Kind::Scalar { text, .. } = &node.kind else {
+                        return Err(Diagnostic::new("TM0105", at.in_file(self.file), "a key must be a plain word"));
+                    };
+                    *key = Some(Key { text: text.clone(), at });
+                }
+            },
+        }
+        Ok(())
+    }
+}
