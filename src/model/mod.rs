@@ -4,9 +4,11 @@
 //! Nothing in here performs I/O, reads a clock or knows about `aya` or `rtnetlink`.
 
 mod desired;
+mod device;
 mod observed;
 
 pub use desired::*;
+pub use device::*;
 pub use observed::*;
 
 use serde::{Deserialize, Serialize};

@@ -69,7 +69,8 @@ pub enum PortKind {
     Dummy,
     /// `ifb`.
     Ifb,
-    /// One end of a veth pair whose other end is down and silent, named like the port with a trailing `p`.
+    /// One end of a veth pair whose other end is up (a port needs a carrier) and silent, named like the port with a
+    /// trailing `p`.
     Veth,
 }
 
