@@ -51,6 +51,21 @@ pub enum NewLink {
     },
 }
 
+/// The local address that a tunnel device of that kind is made with, of those that the node has.
+///
+/// In external mode it informs people and no packet: sources come with each packet's tunnel key. A vxlan device
+/// takes one address, so none where the node has one of each family; Geneve (before Linux 6.19) and GRE in external
+/// mode take none.
+pub fn device_local(kind: TunnelKind, local: Local) -> Local {
+    match (kind, local) {
+        (TunnelKind::Vxlan, Local { v4: Some(_), v6: None } | Local { v4: None, v6: Some(_) }) => local,
+        _ => Local::default(),
+    }
+}
+
+/// Longest alternative name in bytes, without the terminating NUL (`ALTIFNAMSIZ` - 1).
+pub const ALTNAME_MAX: usize = 127;
+
 impl NewLink {
     /// Name of the device.
     pub fn name(&self) -> &str {
