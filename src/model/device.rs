@@ -27,7 +27,8 @@ pub enum NewLink {
         /// Accept IPv6 packets whose UDP checksum is zero (`udp6zerocsumrx`), for UDP kinds.
         udp6_zero_checksum_rx: bool,
     },
-    /// A bridge.
+    /// A bridge, without multicast snooping (or it would report memberships of its own into the segment) and with
+    /// an MTU that its ports don't change.
     Bridge {
         /// Name.
         name: String,

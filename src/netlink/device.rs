@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoGeneve, InfoGre, InfoGre6, InfoKind,
-    InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoGeneve, InfoGre, InfoGre6,
+    InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 
 /// A name that no kernel lets a link have, for asking whether a kind is known without making anything.
@@ -230,7 +230,11 @@ fn create_attributes(spec: &NewLink) -> Vec<LinkAttribute> {
             (*mtu, tunnel_info(*kind, port, *ip6, *local, *udp6_zero_checksum_rx))
         }
         // A bridge follows the MTU of its ports until somebody changes it; setting it to what it is isn't a change.
-        NewLink::Bridge { mtu, .. } => (mtu ^ 1, vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        // With multicast snooping it would itself report memberships (IGMP, MLD) into the tenant's segment.
+        NewLink::Bridge { mtu, .. } => {
+            let data = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)]);
+            (mtu ^ 1, vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)])
+        }
         NewLink::Port { name, kind, mtu, .. } => {
             let mut info = vec![LinkInfo::Kind(info_kind(*kind))];
             if *kind == PortKind::Veth {
