@@ -27,7 +27,8 @@ pub enum NewLink {
         /// Accept IPv6 packets whose UDP checksum is zero (`udp6zerocsumrx`), for UDP kinds.
         udp6_zero_checksum_rx: bool,
     },
-    /// A bridge.
+    /// A bridge, without multicast snooping (or it would report memberships of its own into the segment) and with
+    /// an MTU that its ports don't change.
     Bridge {
         /// Name.
         name: String,
@@ -50,6 +51,21 @@ pub enum NewLink {
         mtu: u32,
     },
 }
+
+/// The local address that a tunnel device of that kind is made with, of those that the node has.
+///
+/// In external mode it informs people and no packet: sources come with each packet's tunnel key. A vxlan device
+/// takes one address, so none where the node has one of each family; Geneve (before Linux 6.19) and GRE in external
+/// mode take none.
+pub fn device_local(kind: TunnelKind, local: Local) -> Local {
+    match (kind, local) {
+        (TunnelKind::Vxlan, Local { v4: Some(_), v6: None } | Local { v4: None, v6: Some(_) }) => local,
+        _ => Local::default(),
+    }
+}
+
+/// Longest alternative name in bytes, without the terminating NUL (`ALTIFNAMSIZ` - 1).
+pub const ALTNAME_MAX: usize = 127;
 
 impl NewLink {
     /// Name of the device.

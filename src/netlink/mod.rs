@@ -1,1 +1,64 @@
-//! stub
+//! Links, devices, addresses and clsact filters, through rtnetlink.
+//!
+//! A *link* is a network interface. Everything here acts on the network namespace that the calling thread was in when
+//! the connection was opened. Requests go over one connection ([`Netlink`]), the subscription to changes over another
+//! ([`LinkWatch`]), so that a burst of changes can't crowd out an answer. Deleting what is gone is success; any other
+//! refusal of the kernel is an error that names the operation and the object.
+
+mod attributes;
+mod clsact;
+mod device;
+mod link;
+mod transport;
+mod watch;
+
+pub use clsact::{FILTER_HANDLE, FILTER_PRIORITY};
+pub use transport::{is_denied, is_gone};
+pub use watch::{LinkEvent, LinkWatch};
+
+use crate::model::{Address, Link};
+use anyhow::{Context, Result};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::LinkMessage;
+use transport::Transport;
+
+/// A connection for requests, in the network namespace that the calling thread was in at [`Netlink::open`].
+///
+/// Requests may be made concurrently. The kernel carries a request out inside the system call that sends it, so
+/// slow ones (deleting a link, the first clsact of a link: about 10 ms each) hold the runtime's thread for as long.
+#[derive(Debug)]
+pub struct Netlink {
+    transport: Transport,
+}
+
+impl Netlink {
+    /// Opens the connection and spawns the task that serves it on the current tokio runtime. Dropping the
+    /// [`Netlink`] ends the task.
+    ///
+    /// # Errors
+    /// When the kernel refuses a netlink socket.
+    pub async fn open() -> Result<Self> {
+        Ok(Self { transport: Transport::open()? })
+    }
+
+    /// Every link of the namespace, from one consistent dump, in the kernel's order.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or when links keep changing faster than they can be listed.
+    pub async fn links(&self) -> Result<Vec<Link>> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let frames = self.transport.dump(request).await.context("list links")?;
+        Ok(frames.iter().filter_map(link::link).collect())
+    }
+
+    /// Every address of the namespace, both families.
+    ///
+    /// # Errors
+    /// As [`Netlink::links`].
+    pub async fn addresses(&self) -> Result<Vec<Address>> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let frames = self.transport.dump(request).await.context("list addresses")?;
+        Ok(frames.iter().filter_map(link::address).collect())
+    }
+}

@@ -1,0 +1,274 @@
+//! Attaches programs as filters of the `clsact` qdisc, for kernels without TCX (before Linux 6.6).
+//!
+//! Ours is the filter of kind `bpf`, chain 0, protocol `all`, with [`FILTER_PRIORITY`] and [`FILTER_HANDLE`]. Both are
+//! fixed, so that attaching again replaces the program in place, without a gap, and a restart finds its filter.
+//! Filters of others are left alone.
+
+use super::Netlink;
+use super::attributes::{attribute, attributes, text, u32_host};
+use super::transport::{Failure, Frame};
+use crate::model::{Attachment, Direction, HookKind};
+use anyhow::{Context, Result, anyhow, bail};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+};
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Priority of our filter: the first that the kernel runs.
+pub const FILTER_PRIORITY: u16 = 1;
+
+/// Handle of our filter within its priority: "tm". Other tools that sit at priority 1 use handle 1.
+pub const FILTER_HANDLE: u32 = 0x746d;
+
+const CLSACT: &str = "clsact";
+
+/// Length of `struct tcmsg`.
+const TCMSG_LEN: usize = 20;
+
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_CHAIN: u16 = 11;
+const TCA_BPF_ID: u16 = 11;
+
+/// `tcm_info` of a filter: its priority, and `ETH_P_ALL` in network byte order.
+fn filter_info() -> u32 {
+    (u32::from(FILTER_PRIORITY) << 16) | u32::from(3u16.to_be())
+}
+
+fn parent(direction: Direction) -> TcHandle {
+    let minor = match direction {
+        Direction::Ingress => TcHandle::MIN_INGRESS,
+        Direction::Egress => TcHandle::MIN_EGRESS,
+    };
+    TcHandle { major: TcHandle::CLSACT.major, minor }
+}
+
+/// Where on a link: for the kernel's messages and for people.
+fn hook(ifindex: u32, direction: Direction) -> String {
+    let side = match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    };
+    format!("clsact {side} of the link with ifindex {ifindex}")
+}
+
+fn message(ifindex: u32) -> Result<TcMessage> {
+    let index = i32::try_from(ifindex).with_context(|| format!("ifindex {ifindex} is out of range"))?;
+    Ok(TcMessage::with_index(index))
+}
+
+fn filter_message(ifindex: u32, direction: Direction) -> Result<TcMessage> {
+    let mut message = message(ifindex)?;
+    message.header.parent = parent(direction);
+    message.header.handle = FILTER_HANDLE.into();
+    message.header.info = filter_info();
+    message.attributes = vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned())];
+    Ok(message)
+}
+
+/// A filter as `RTM_GETTFILTER` lists it.
+#[derive(Debug)]
+struct Filter {
+    ours: bool,
+    program: Option<u32>,
+}
+
+/// Reads a listed filter of chain 0. The kernel lists each priority once more, with handle 0: that isn't a filter.
+fn filter(frame: &Frame) -> Option<Filter> {
+    if frame.kind != libc::RTM_NEWTFILTER {
+        return None;
+    }
+    let handle = frame.body.get(8..).and_then(u32_host).filter(|handle| *handle != 0)?;
+    let info = frame.body.get(16..).and_then(u32_host)?;
+    let tail = frame.body.get(TCMSG_LEN..)?;
+    if attribute(tail, TCA_CHAIN).and_then(u32_host).unwrap_or(0) != 0 {
+        return None;
+    }
+    let bpf = attribute(tail, TCA_KIND).is_some_and(|kind| text(kind) == TcFilterBpf::KIND);
+    let options = attribute(tail, TCA_OPTIONS).unwrap_or_default();
+    Some(Filter {
+        ours: bpf && handle == FILTER_HANDLE && info == filter_info(),
+        program: bpf.then(|| attribute(options, TCA_BPF_ID).and_then(u32_host)).flatten(),
+    })
+}
+
+/// The qdiscs at the clsact place: ifindex and kind (`clsact`, or its older relative `ingress`).
+fn clsact_place(frame: &Frame) -> Option<(u32, String)> {
+    if frame.kind != libc::RTM_NEWQDISC {
+        return None;
+    }
+    let ifindex = frame.body.get(4..).and_then(u32_host)?;
+    let parent = frame.body.get(12..).and_then(u32_host)?;
+    let kind = attributes(frame.body.get(TCMSG_LEN..)?).find(|(kind, _)| *kind == TCA_KIND)?;
+    (parent == u32::from(TcHandle::CLSACT)).then(|| (ifindex, text(kind.1)))
+}
+
+impl Netlink {
+    /// Runs a program (`BPF_PROG_TYPE_SCHED_CLS`) at a hook, in place of the one that runs there as ours. Adds the
+    /// clsact qdisc where it is missing. `name` is what `tc filter show` prints.
+    ///
+    /// # Errors
+    /// When the kernel refuses; [`super::is_gone`] where the link doesn't exist. When an `ingress` qdisc has clsact's
+    /// place, or another filter than `bpf` our priority.
+    pub async fn clsact_attach(
+        &self,
+        ifindex: u32,
+        direction: Direction,
+        program: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<()> {
+        let what = || format!("attach {name} to {}", hook(ifindex, direction));
+        self.clsact_ensure(ifindex).await.with_context(what)?;
+        let descriptor = u32::try_from(program.as_raw_fd()).with_context(what)?;
+        let mut message = filter_message(ifindex, direction)?;
+        message.attributes.push(TcAttribute::Options(vec![
+            TcOption::Bpf(TcFilterBpfOption::ProgFd(descriptor)),
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
+            TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+        ]));
+        let request = RouteNetlinkMessage::NewTrafficFilter(message);
+        self.transport.request(request, NLM_F_CREATE | NLM_F_REPLACE).await.map(|_| ()).map_err(|failure| {
+            let remedy = match failure.errno() {
+                Some(libc::EINVAL) => {
+                    format!(": does another kind of filter have priority {FILTER_PRIORITY}? (see: tc filter show)")
+                }
+                Some(libc::EPERM) => " (needs CAP_NET_ADMIN)".to_owned(),
+                _ => String::new(),
+            };
+            anyhow!(failure).context(format!("{}{remedy}", what()))
+        })
+    }
+
+    async fn clsact_ensure(&self, ifindex: u32) -> Result<()> {
+        let mut message = message(ifindex)?;
+        message.header.parent = TcHandle::CLSACT;
+        message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
+        message.attributes = vec![TcAttribute::Kind(CLSACT.to_owned())];
+        let request = RouteNetlinkMessage::NewQueueDiscipline(message);
+        let Err(failure) = self.transport.request(request, NLM_F_CREATE | NLM_F_EXCL).await else { return Ok(()) };
+        if failure.errno() != Some(libc::EEXIST) {
+            return Err(anyhow!(failure).context("add the clsact qdisc"));
+        }
+        // An egress filter of an `ingress` qdisc would run at ingress.
+        match self.clsact_kind(ifindex).await?.as_deref() {
+            Some(CLSACT) => Ok(()),
+            Some(other) => {
+                bail!("its {other} qdisc has the place of clsact (to remove it: tc qdisc del dev … {other})")
+            }
+            None => Err(anyhow!(failure).context("add the clsact qdisc")),
+        }
+    }
+
+    async fn clsact_kind(&self, ifindex: u32) -> Result<Option<String>> {
+        Ok(self.clsact_places().await?.into_iter().find(|(index, _)| *index == ifindex).map(|(_, kind)| kind))
+    }
+
+    async fn clsact_places(&self) -> Result<Vec<(u32, String)>> {
+        let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(0));
+        let frames = self.transport.dump(request).await.context("list qdiscs")?;
+        Ok(frames.iter().filter_map(clsact_place).collect())
+    }
+
+    /// What the kernel lists at a hook, in the order in which it runs: nothing where the link or its clsact is gone.
+    async fn filters(&self, ifindex: u32, direction: Direction) -> Result<Vec<Frame>> {
+        let mut message = message(ifindex)?;
+        message.header.parent = parent(direction);
+        match self.transport.dump(RouteNetlinkMessage::GetTrafficFilter(message)).await {
+            Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(vec![]),
+            outcome => outcome.with_context(|| format!("list the filters at {}", hook(ifindex, direction))),
+        }
+    }
+
+    /// Our filters on these links, ingress before egress, in the order given. A link that is gone has none.
+    ///
+    /// Costs one dump, and two more for each of these links that has a clsact qdisc.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list.
+    pub async fn clsact_attachments(&self, ifindexes: &[u32]) -> Result<Vec<Attachment>> {
+        let places = self.clsact_places().await?;
+        let clsact: BTreeSet<u32> = places.into_iter().filter(|(_, kind)| kind == CLSACT).map(|(i, _)| i).collect();
+        let mut found = Vec::new();
+        for &ifindex in ifindexes.iter().filter(|ifindex| clsact.contains(ifindex)) {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let frames = self.filters(ifindex, direction).await?;
+                let ours = frames.iter().filter_map(filter).zip(0..).find(|(filter, _)| filter.ours);
+                found.extend(ours.map(|(filter, position)| Attachment {
+                    kind: HookKind::Clsact,
+                    ifindex,
+                    direction,
+                    program: filter.program,
+                    position,
+                }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes our filter from a hook, and the clsact qdisc when no filter of anybody is left on either side of the
+    /// link. No filter, no qdisc and no link are success.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn clsact_detach(&self, ifindex: u32, direction: Direction) -> Result<()> {
+        let what = || format!("detach from {}", hook(ifindex, direction));
+        if self.clsact_kind(ifindex).await.with_context(what)?.as_deref() != Some(CLSACT) {
+            return Ok(());
+        }
+        let request = RouteNetlinkMessage::DelTrafficFilter(filter_message(ifindex, direction)?);
+        done_or_gone(self.transport.request(request, 0).await).with_context(what)?;
+        for side in [Direction::Ingress, Direction::Egress] {
+            // Whatever is listed counts here, in other chains too.
+            if !self.filters(ifindex, side).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut message = message(ifindex)?;
+        message.header.parent = TcHandle::CLSACT;
+        message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
+        let request = RouteNetlinkMessage::DelQueueDiscipline(message);
+        done_or_gone(self.transport.request(request, 0).await)
+            .with_context(|| format!("remove the clsact qdisc of the link with ifindex {ifindex}"))
+    }
+}
+
+fn done_or_gone(outcome: Result<Vec<Frame>, Failure>) -> Result<(), Failure> {
+    match outcome {
+        Err(failure) if matches!(failure.errno(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        outcome => outcome.map(|_| ()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn listed(change: impl FnOnce(&mut TcMessage)) -> Option<Filter> {
+        let mut message = filter_message(7, Direction::Egress).unwrap();
+        message.attributes.push(TcAttribute::Chain(0));
+        message.attributes.push(TcAttribute::Options(vec![TcOption::Bpf(TcFilterBpfOption::ProgId(42))]));
+        change(&mut message);
+        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)))
+    }
+
+    #[test]
+    fn our_filter_is_told_by_kind_protocol_priority_and_handle() {
+        let ours = listed(|_| {}).unwrap();
+        assert!(ours.ours);
+        assert_eq!(ours.program, Some(42));
+        assert!(!listed(|m| m.header.handle = 1.into()).unwrap().ours);
+        assert!(!listed(|m| m.header.info = (2 << 16) | (filter_info() & 0xffff)).unwrap().ours);
+        assert!(!listed(|m| m.header.info = (1 << 16) | u32::from(0x0800u16.to_be())).unwrap().ours);
+        assert!(!listed(|m| m.attributes[0] = TcAttribute::Kind("flower".to_owned())).unwrap().ours);
+    }
+
+    #[test]
+    fn headings_and_other_chains_are_no_filters() {
+        assert!(listed(|m| m.header.handle = TcHandle::UNSPEC).is_none());
+        assert!(listed(|m| m.attributes[1] = TcAttribute::Chain(3)).is_none());
+    }
+}
