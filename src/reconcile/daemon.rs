@@ -144,7 +144,7 @@ impl Daemon {
                     self.rescan().await;
                     self.next_rescan = Instant::now() + RESCAN;
                 }
-                () = sleep_until(self.next_pass) => self.pass(None).await,
+                () = sleep_until(self.next_pass) => drop(self.pass(None).await),
                 () = sleep_until(next_beat) => {
                     notify(&[sd_notify::NotifyState::Watchdog]);
                     next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
