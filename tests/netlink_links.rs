@@ -6,7 +6,7 @@ mod harness;
 use harness::{Netns, veth};
 use std::time::Duration;
 use tunnel_mesh::model::{ALTNAME_MAX, Link, LinkChange, Local, NewLink, PortKind, TunnelKind};
-use tunnel_mesh::netlink::{LinkEvent, LinkWatch, Netlink, is_denied, is_gone};
+use tunnel_mesh::netlink::{DELETE_GROUP, LinkEvent, LinkWatch, Netlink, is_denied, is_gone};
 
 fn port(name: &str, kind: PortKind) -> NewLink {
     NewLink::Port {
@@ -294,6 +294,37 @@ fn dropped_and_concurrent_requests_do_no_harm() {
         }
         let (a, b, c) = tokio::join!(netlink.links(), netlink.addresses(), netlink.links());
         assert!(a.unwrap().len() > 200 && !b.unwrap().is_empty() && c.unwrap().len() > 200);
+    });
+}
+
+#[test]
+fn many_links_are_deleted_at_once_and_no_other() {
+    let netns = Netns::new();
+    netns.block_on(|| async {
+        let netlink = Netlink::open().await.unwrap();
+        let kind = netlink.port_kind().await.unwrap();
+        let bridge = netlink.create(&bridge("br-red", 1450)).await.unwrap();
+        let mut ports = Vec::new();
+        for number in 0..300 {
+            let index = netlink.create(&port(&format!("tm{number}"), kind)).await.unwrap();
+            netlink.change(index, &LinkChange::Master { bridge: Some(bridge) }).await.unwrap();
+            ports.push(index);
+        }
+        let spared = ports.pop().unwrap();
+        netns.cmd(&format!("ip link set tm299 group {DELETE_GROUP}"));
+        netlink.delete_all(&ports[..5]).await.unwrap();
+        assert_eq!(seen(&netlink, spared).await.ifindex, spared, "a foreign link in the group stays");
+        netns.cmd("ip link set tm299 group 7");
+
+        let start = std::time::Instant::now();
+        netlink.delete_all(&ports).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        let left: Vec<u32> = netlink.links().await.unwrap().iter().map(|link| link.ifindex).collect();
+        assert!(left.contains(&bridge) && left.contains(&spared));
+        assert!(ports.iter().all(|index| !left.contains(index)));
+        netlink.delete_all(&ports).await.unwrap();
+        netlink.delete_all(&[]).await.unwrap();
+        assert!(netlink.links().await.unwrap().len() == left.len());
     });
 }
 
