@@ -5,8 +5,8 @@ mod harness;
 
 use harness::{Netns, veth};
 use std::time::Duration;
-use tunnel_mesh::model::{Link, LinkChange, Local, NewLink, PortKind, TunnelKind};
-use tunnel_mesh::netlink::{LinkEvent, LinkWatch, Netlink, is_denied, is_gone};
+use tunnel_mesh::model::{ALTNAME_MAX, Link, LinkChange, Local, NewLink, PortKind, TunnelKind};
+use tunnel_mesh::netlink::{DELETE_GROUP, LinkEvent, LinkWatch, Netlink, is_denied, is_gone};
 
 fn port(name: &str, kind: PortKind) -> NewLink {
     NewLink::Port {
@@ -227,6 +227,9 @@ fn an_alternative_name_that_is_taken_is_left_out() {
         assert!(seen(&netlink, second).await.altnames.is_empty());
         let error = netlink.change(second, &LinkChange::Altname("red/tm2".to_owned())).await.unwrap_err();
         assert!(format!("{error:#}").contains("another link has that name"), "{error:#}");
+
+        netlink.change(second, &LinkChange::Altname("n".repeat(ALTNAME_MAX))).await.unwrap();
+        netlink.change(second, &LinkChange::Altname("m".repeat(ALTNAME_MAX + 1))).await.unwrap_err();
     });
 }
 
@@ -252,6 +255,76 @@ fn a_link_that_is_gone_is_told_apart() {
         assert!(is_gone(&error), "{error:#}");
         let error = netlink.change(index, &LinkChange::Isolated(true)).await.unwrap_err();
         assert!(!is_gone(&error) && format!("{error:#}").contains("isn't a port of a bridge"), "{error:#}");
+    });
+}
+
+#[test]
+fn without_the_privilege_the_error_says_so() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let netns = Netns::new();
+    let pair = "ip link add v0 type veth peer name v1";
+    netns.cmd(pair);
+    netns.block_on(|| async {
+        let mut have = capabilities(None).unwrap();
+        have.effective.remove(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, have).unwrap();
+
+        let netlink = Netlink::open().await.unwrap();
+        let _watch = LinkWatch::open().await.unwrap();
+        let index = netlink.links().await.unwrap().iter().find(|link| link.name == "v0").unwrap().ifindex;
+        let error = netlink.create(&bridge("br-red", 1450)).await.unwrap_err();
+        assert!(is_denied(&error) && format!("{error:#}").contains("needs CAP_NET_ADMIN"), "{error:#}");
+        assert!(is_denied(&netlink.change(index, &LinkChange::Up).await.unwrap_err()));
+        assert!(is_denied(&netlink.delete(index).await.unwrap_err()));
+        assert!(is_denied(&netlink.port_kind().await.unwrap_err()));
+    });
+}
+
+#[test]
+fn dropped_and_concurrent_requests_do_no_harm() {
+    let netns = Netns::new();
+    netns.block_on(|| async {
+        let netlink = Netlink::open().await.unwrap();
+        let kind = netlink.port_kind().await.unwrap();
+        for number in 0..200 {
+            netlink.create(&port(&format!("tm{number}"), kind)).await.unwrap();
+        }
+        for patience in 0..50 {
+            let _ = tokio::time::timeout(Duration::from_micros(patience * 20), netlink.links()).await;
+        }
+        let (a, b, c) = tokio::join!(netlink.links(), netlink.addresses(), netlink.links());
+        assert!(a.unwrap().len() > 200 && !b.unwrap().is_empty() && c.unwrap().len() > 200);
+    });
+}
+
+#[test]
+fn many_links_are_deleted_at_once_and_no_other() {
+    let netns = Netns::new();
+    netns.block_on(|| async {
+        let netlink = Netlink::open().await.unwrap();
+        let kind = netlink.port_kind().await.unwrap();
+        let bridge = netlink.create(&bridge("br-red", 1450)).await.unwrap();
+        let mut ports = Vec::new();
+        for number in 0..300 {
+            let index = netlink.create(&port(&format!("tm{number}"), kind)).await.unwrap();
+            netlink.change(index, &LinkChange::Master { bridge: Some(bridge) }).await.unwrap();
+            ports.push(index);
+        }
+        let spared = ports.pop().unwrap();
+        netns.cmd(&format!("ip link set tm299 group {DELETE_GROUP}"));
+        netlink.delete_all(&ports[..5]).await.unwrap();
+        assert_eq!(seen(&netlink, spared).await.ifindex, spared, "a foreign link in the group stays");
+        netns.cmd("ip link set tm299 group 7");
+
+        let start = std::time::Instant::now();
+        netlink.delete_all(&ports).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        let left: Vec<u32> = netlink.links().await.unwrap().iter().map(|link| link.ifindex).collect();
+        assert!(left.contains(&bridge) && left.contains(&spared));
+        assert!(ports.iter().all(|index| !left.contains(index)));
+        netlink.delete_all(&ports).await.unwrap();
+        netlink.delete_all(&[]).await.unwrap();
+        assert!(netlink.links().await.unwrap().len() == left.len());
     });
 }
 

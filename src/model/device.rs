@@ -39,7 +39,7 @@ pub enum NewLink {
     },
     /// A generated port.
     Port {
-        /// Name.
+        /// Name; at most 14 bytes where it is a veth, whose other end has one more.
         name: String,
         /// What it is made of.
         kind: PortKind,

@@ -15,6 +15,9 @@ use netlink_packet_route::link::{
 /// A name that no kernel lets a link have, for asking whether a kind is known without making anything.
 const IMPOSSIBLE_NAME: &str = "a/b";
 
+/// Link group that links are put into to be deleted together: "tm" in the upper half.
+pub const DELETE_GROUP: u32 = 0x746d_0001;
+
 impl Netlink {
     /// The best kind of generated port that this kernel has: dummy, else ifb, else veth.
     ///
@@ -191,6 +194,48 @@ impl Netlink {
             Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(()),
             outcome => outcome.map(|_| ()).with_context(|| format!("delete the link with ifindex {ifindex}")),
         }
+    }
+}
+
+impl Netlink {
+    /// Deletes many links at once: the kernel waits for its readers once, not once per link (20 ms each). The links
+    /// are put into a group of their own ([`DELETE_GROUP`]), and the group is deleted; one by one where a link that isn't
+    /// among these is in that group. Those that are gone are skipped.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn delete_all(&self, ifindexes: &[u32]) -> Result<()> {
+        let others_in_group = self.in_delete_group().await?.iter().any(|index| !ifindexes.contains(index));
+        if ifindexes.len() < 2 || others_in_group {
+            for &ifindex in ifindexes {
+                self.delete(ifindex).await?;
+            }
+            return Ok(());
+        }
+        let mut grouped = 0;
+        for &ifindex in ifindexes {
+            match self.set(ifindex, vec![LinkAttribute::Group(DELETE_GROUP)]).await {
+                Ok(()) => grouped += 1,
+                Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
+                Err(failure) => {
+                    return Err(anyhow!(failure).context(format!("delete the link with ifindex {ifindex}")));
+                }
+            }
+        }
+        if grouped == 0 {
+            return Ok(());
+        }
+        let request = RouteNetlinkMessage::DelLink(message(0, vec![LinkAttribute::Group(DELETE_GROUP)]));
+        match self.transport.request(request, 0).await {
+            Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(()),
+            outcome => outcome.map(|_| ()).with_context(|| format!("delete {grouped} links")),
+        }
+    }
+
+    async fn in_delete_group(&self) -> Result<Vec<u32>> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let frames = self.transport.dump(request).await.context("list links")?;
+        Ok(frames.iter().filter(|frame| link::group(frame) == Some(DELETE_GROUP)).filter_map(link::ifindex).collect())
     }
 }
 

@@ -19,6 +19,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
+const IFLA_GROUP: u16 = 27;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
@@ -60,6 +61,11 @@ pub(super) fn family(frame: &Frame) -> Option<u8> {
 /// Index of the link that a link message speaks of.
 pub(super) fn ifindex(frame: &Frame) -> Option<u32> {
     frame.body.get(4..).and_then(u32_host).filter(|index| *index != 0)
+}
+
+/// Link group of the link that an `RTM_NEWLINK` speaks of.
+pub(super) fn group(frame: &Frame) -> Option<u32> {
+    attribute(frame.body.get(IFINFOMSG_LEN..)?, IFLA_GROUP).and_then(u32_host)
 }
 
 /// Reads an `RTM_NEWLINK`. `None` where it isn't one.
