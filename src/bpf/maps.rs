@@ -39,7 +39,7 @@ pub(super) struct Maps {
     counters: OwnedFd,
     unknown: OwnedFd,
     meta: OwnedFd,
-    /// Id of `tunkey2if`, by which a program shows that it works on these maps.
+    /// Id of `devs`, which every program uses, and by which a program shows that it works on these maps.
     pub(super) id: u32,
     pub(super) capacity: u32,
     /// Whether values of `devs` have 8 bytes (index and program) rather than 4.
@@ -103,7 +103,7 @@ impl Maps {
             counters,
             unknown,
             meta,
-            id: keys.id,
+            id: dev.id,
             capacity,
             wide_devs: dev.value_size == 8,
             cpus,

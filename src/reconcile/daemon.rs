@@ -115,8 +115,10 @@ impl Daemon {
         let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
         let mut next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
 
-        self.read_files(Removals { allow: false, delay: true });
-        self.pass(None).await;
+        if self.reread(Removals { allow: false, delay: true }).await.is_none() {
+            // The last accepted state stays in force although the files are broken.
+            self.pass(None).await;
+        }
         notify(&[sd_notify::NotifyState::Ready]);
 
         let mut subscribed = true;
@@ -190,11 +192,11 @@ impl Daemon {
     }
 
     async fn reread(&mut self, removals: Removals) -> Option<Report> {
-        let before = self.intent.as_ref().map(|i| i.desired.clone());
+        let before = self.intent.as_ref().map(|i| i.desired.clone()).unwrap_or_default();
         if !self.read_files(removals) {
             return None;
         }
-        self.pass(before.as_ref()).await
+        self.pass(Some(&before)).await
     }
 
     /// Takes the files' state over, if it is valid. Returns whether it was.
