@@ -24,7 +24,9 @@ fn compile(source: &Path, object: &Path) {
     let mut command = Command::new(&clang);
     command.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3"]);
     // Debian keeps asm/types.h in a directory of the architecture, which clang doesn't search for bpf.
-    for triplet in ["x86_64-linux-gnu", "aarch64-linux-gnu", "s390x-linux-gnu", "powerpc64le-linux-gnu", "riscv64-linux-gnu"] {
+    for triplet in
+        ["x86_64-linux-gnu", "aarch64-linux-gnu", "s390x-linux-gnu", "powerpc64le-linux-gnu", "riscv64-linux-gnu"]
+    {
         let directory = Path::new("/usr/include").join(triplet);
         if directory.join("asm/types.h").exists() {
             command.arg("-I").arg(directory);

@@ -97,7 +97,8 @@ struct tm_unknown {
 /* Entry of meta: what belongs to the pins as a whole. */
 struct tm_meta {
 	__u64 netns_cookie; /* the network namespace the pins belong to */
-	__u64 layout;	    /* version of this ABI */
+	__u32 layout;	    /* version of this ABI */
+	enum tm_drop reasons; /* how many drop reasons the counters have */
 };
 
 #define TM_LAYOUT 1

@@ -11,6 +11,9 @@ use std::path::Path;
 /// What the kernel said, naming the directory.
 pub fn make(directory: &Path) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| {
-        format!("make the directory {}; is its file system mounted, and may this user write there?", directory.display())
+        format!(
+            "make the directory {}; is its file system mounted, and may this user write there?",
+            directory.display()
+        )
     })
 }

@@ -9,7 +9,7 @@ use crate::model::{Conf, IfEntry, OuterField, SlotRef, TunKey};
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Version of the layouts, kept in the map `meta`.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u32 = 1;
 
 /// Names of the drop reasons, in the order of `enum tm_drop`.
 pub const DROP_REASONS: [&str; 10] = [
@@ -159,7 +159,9 @@ pub struct RawMeta {
     /// Cookie of the network namespace; 0: not set.
     pub netns_cookie: u64,
     /// [`LAYOUT`].
-    pub layout: u64,
+    pub layout: u32,
+    /// How many drop reasons the counters have.
+    pub reasons: u32,
 }
 
 /// `struct bpf_devmap_val` of the kernel's UAPI.

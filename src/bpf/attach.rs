@@ -109,10 +109,12 @@ pub(super) fn attach(
     let Some(link) = existing else { return create(&path, program, ifindex, direction) };
     let info = sys::link_info(link.as_fd()).with_context(|| format!("ask what {} is", path.display()))?;
     match place_of(&info, ifindex, direction) {
-        Some(0) => sys::link_update(link.as_fd(), program).with_context(|| format!("replace the program of {}", path.display())),
+        Some(0) => sys::link_update(link.as_fd(), program)
+            .with_context(|| format!("replace the program of {}", path.display())),
         Some(_) => {
             let spare = spare()?;
-            let head = sys::tcx_create(spare.as_fd(), ifindex, attach_type(direction)).context("attach at the head of the chain")?;
+            let head = sys::tcx_create(spare.as_fd(), ifindex, attach_type(direction))
+                .context("attach at the head of the chain")?;
             replace_pin(head.as_fd(), &path)?;
             drop(link);
             // The old link is detached once nothing refers to it; then the program itself may come back.

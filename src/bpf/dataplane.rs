@@ -100,7 +100,7 @@ impl Dataplane {
     ///
     /// What the kernel said.
     pub fn set_namespace(&mut self, netns_cookie: u64) -> Result<()> {
-        self.maps()?.set_meta(RawMeta { netns_cookie, layout: LAYOUT })
+        self.maps()?.set_meta(RawMeta { netns_cookie, layout: LAYOUT, reasons: DROP_REASONS.len() as u32 })
     }
 
     /// Contents of the maps; `None` where none are pinned.
@@ -196,7 +196,8 @@ impl Dataplane {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(e).with_context(|| format!("open the pinned program {}", path.display())),
             };
-            let (id, maps) = sys::program_info(fd.as_fd()).with_context(|| format!("ask what {} is", path.display()))?;
+            let (id, maps) =
+                sys::program_info(fd.as_fd()).with_context(|| format!("ask what {} is", path.display()))?;
             let current = build == BUILD && self.maps.as_ref().is_some_and(|m| maps.contains(&m.id) || maps.is_empty());
             out.retain(|p| p.program != program || !current);
             if !out.iter().any(|p| p.program == program) {
@@ -396,7 +397,8 @@ impl Dataplane {
         }
         // From here on it goes forward only.
         let switch = self.directory.join("switch");
-        std::fs::rename(&next, &switch).with_context(|| format!("rename {} to {}", next.display(), switch.display()))?;
+        std::fs::rename(&next, &switch)
+            .with_context(|| format!("rename {} to {}", next.display(), switch.display()))?;
         self.recover()
     }
 
@@ -473,7 +475,9 @@ fn rename_over(from: &Path, to: &Path) -> Result<()> {
 
 fn remove_tree(directory: &Path) -> Result<()> {
     match std::fs::remove_dir_all(directory) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", directory.display())),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", directory.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -496,7 +500,8 @@ fn parse_pin_name(name: &str) -> Option<(Program, String)> {
 }
 
 fn check_bpffs(directory: &Path) -> Result<()> {
-    let stat = rustix::fs::statfs(directory).with_context(|| format!("look at the pin directory {}", directory.display()))?;
+    let stat =
+        rustix::fs::statfs(directory).with_context(|| format!("look at the pin directory {}", directory.display()))?;
     if stat.f_type as u64 != BPF_FS_MAGIC {
         bail!(
             "the pin directory {} isn't on a bpf file system: mount one (`mount -t bpf bpf /sys/fs/bpf`) or use another --pin-dir",

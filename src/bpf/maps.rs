@@ -283,5 +283,7 @@ impl Maps {
 }
 
 fn possible_cpus() -> Result<usize> {
-    aya::util::nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what)).context("count the possible CPUs")
+    aya::util::nr_cpus()
+        .map_err(|(what, error)| anyhow::Error::new(error).context(what))
+        .context("count the possible CPUs")
 }

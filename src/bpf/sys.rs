@@ -57,7 +57,6 @@ impl Attr {
     fn read_u32(&self, at: usize) -> u32 {
         u32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
     }
-
 }
 
 /// # Safety
@@ -209,8 +208,7 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 
 /// Reads one element; `value` is as large as the map's values (for per-CPU maps, of all possible CPUs).
 pub(super) fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &mut [V]) -> io::Result<()> {
-    let mut attr =
-        Attr::new().fd(0, map).u64(8, address(std::slice::from_ref(key))).u64(16, address_mut(value));
+    let mut attr = Attr::new().fd(0, map).u64(8, address(std::slice::from_ref(key))).u64(16, address_mut(value));
     // SAFETY: key and value have the map's sizes, which were checked when it was opened.
     unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr, 32) }.map(drop)
 }
@@ -246,11 +244,7 @@ const BATCH: usize = 56;
 
 /// Writes many elements; a per-CPU value is as many `V` as there are possible CPUs, one after the other.
 pub(super) fn update_batch<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Batched {
-    let mut attr = Attr::new()
-        .u64(16, address(keys))
-        .u64(24, address(values))
-        .u32(32, keys.len() as u32)
-        .fd(36, map);
+    let mut attr = Attr::new().u64(16, address(keys)).u64(24, address(values)).u32(32, keys.len() as u32).fd(36, map);
     // SAFETY: keys and values have the map's sizes; the kernel reads as many as there are keys.
     let result = unsafe { bpf(MAP_UPDATE_BATCH, &mut attr, BATCH) };
     (attr.read_u32(32) as usize, result.map(drop))

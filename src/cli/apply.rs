@@ -70,7 +70,8 @@ impl ApplyArgs {
     fn tell(&self, global: &Global, report: &Report, held: &BTreeSet<String>) -> Result<Exit> {
         match self.format {
             Format::Json => {
-                let output = Output { format_version: crate::plan::FORMAT_VERSION, changed: report.changed, held, report };
+                let output =
+                    Output { format_version: crate::plan::FORMAT_VERSION, changed: report.changed, held, report };
                 print_json(&output)?;
             }
             Format::Text => {

@@ -57,7 +57,10 @@ pub fn classify(error: &anyhow::Error) -> (Exit, Option<String>) {
         let hint = if missing.is_empty() {
             "the kernel or a security module refused it although CAP_BPF and CAP_NET_ADMIN are there".to_owned()
         } else {
-            format!("missing: {}; run it as root, or give the unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN", missing.join(", "))
+            format!(
+                "missing: {}; run it as root, or give the unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN",
+                missing.join(", ")
+            )
         };
         return (Exit::Denied, Some(hint));
     }

@@ -38,20 +38,38 @@ struct Cli {
 #[derive(Debug, Clone, Args)]
 struct Global {
     /// Directory (or file) of the topology; repeatable
-    #[arg(long, global = true, env = "TUNNEL_MESH_TOPOLOGY", value_name = "DIR", value_delimiter = ':',
-          default_value = "/etc/tunnel-mesh/topology.d")]
+    #[arg(
+        long,
+        global = true,
+        env = "TUNNEL_MESH_TOPOLOGY",
+        value_name = "DIR",
+        value_delimiter = ':',
+        default_value = "/etc/tunnel-mesh/topology.d"
+    )]
     topology: Vec<PathBuf>,
     /// Which node this host is; default: the host name, exact or its first label
     #[arg(long, global = true, env = "TUNNEL_MESH_NODE", value_name = "NAME")]
     node: Option<String>,
     /// Where maps, programs and links are pinned
-    #[arg(long, global = true, env = "TUNNEL_MESH_PIN_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/tunnel-mesh")]
+    #[arg(
+        long,
+        global = true,
+        env = "TUNNEL_MESH_PIN_DIR",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/tunnel-mesh"
+    )]
     pin_dir: PathBuf,
     /// Where the control socket is
     #[arg(long, global = true, env = "TUNNEL_MESH_RUN_DIR", value_name = "DIR", default_value = "/run/tunnel-mesh")]
     run_dir: PathBuf,
     /// Where the accepted state is kept
-    #[arg(long, global = true, env = "TUNNEL_MESH_STATE_DIR", value_name = "DIR", default_value = "/var/lib/tunnel-mesh")]
+    #[arg(
+        long,
+        global = true,
+        env = "TUNNEL_MESH_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/tunnel-mesh"
+    )]
     state_dir: PathBuf,
     /// How programs are attached; default: TCX where the kernel has it, else clsact
     #[arg(long, global = true, env = "TUNNEL_MESH_HOOK", value_name = "KIND")]

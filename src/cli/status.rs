@@ -150,7 +150,12 @@ fn push_mappings(out: &mut String, status: &Status, paint: Paint) {
             m.attach.to_string(),
             traffic(&m.traffic),
             state(m.state, m.why.as_deref()),
-            [drops(&m.traffic.drops), device(m.device_dropped)].iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>().join("; "),
+            [drops(&m.traffic.drops), device(m.device_dropped)]
+                .iter()
+                .filter(|s| !s.is_empty())
+                .cloned()
+                .collect::<Vec<_>>()
+                .join("; "),
         ]
     });
     table(out, rows.collect());
@@ -177,7 +182,10 @@ fn push_attachments(out: &mut String, status: &Status, paint: Paint) {
 }
 
 fn traffic(traffic: &Traffic) -> String {
-    format!("rx {} pkts {} B, tx {} pkts {} B", traffic.rx_packets, traffic.rx_bytes, traffic.tx_packets, traffic.tx_bytes)
+    format!(
+        "rx {} pkts {} B, tx {} pkts {} B",
+        traffic.rx_packets, traffic.rx_bytes, traffic.tx_packets, traffic.tx_bytes
+    )
 }
 
 fn state(state: State, why: Option<&str>) -> String {

@@ -33,8 +33,9 @@ impl Accepted {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("read the accepted state {}", path.display())),
         };
-        let accepted: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("understand the accepted state {}; remove it to start from the files alone", path.display()))?;
+        let accepted: Self = serde_json::from_slice(&text).with_context(|| {
+            format!("understand the accepted state {}; remove it to start from the files alone", path.display())
+        })?;
         if accepted.format_version != FORMAT_VERSION {
             bail!(
                 "the accepted state {} has format {}, this version reads {FORMAT_VERSION}; remove it to start from the files alone",
@@ -55,7 +56,8 @@ impl Accepted {
         let path = path(directory);
         let temporary = path.with_extension("new");
         let what = || format!("write the accepted state {}", path.display());
-        let text = serde_json::to_vec(&Self { format_version: FORMAT_VERSION, intent: intent.clone() }).with_context(what)?;
+        let text =
+            serde_json::to_vec(&Self { format_version: FORMAT_VERSION, intent: intent.clone() }).with_context(what)?;
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create(true)

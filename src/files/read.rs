@@ -49,8 +49,9 @@ pub type Listing = Vec<(PathBuf, Stamp)>;
 pub fn list(paths: &[PathBuf]) -> Result<Listing> {
     let mut out = Vec::new();
     for path in paths {
-        let metadata = std::fs::metadata(path)
-            .with_context(|| format!("look at the topology {}: make the directory, or say --topology DIR", path.display()))?;
+        let metadata = std::fs::metadata(path).with_context(|| {
+            format!("look at the topology {}: make the directory, or say --topology DIR", path.display())
+        })?;
         if metadata.is_dir() {
             let mut above = BTreeSet::new();
             walk(path, &metadata, &mut above, &mut out)?;
@@ -75,7 +76,8 @@ fn walk(directory: &Path, metadata: &Metadata, above: &mut BTreeSet<(u64, u64)>,
     if above.len() >= DEPTH_MAX || !above.insert(identity) {
         bail!("{} leads back into itself; remove the symlink", directory.display());
     }
-    let entries = std::fs::read_dir(directory).with_context(|| format!("list the directory {}", directory.display()))?;
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("list the directory {}", directory.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("list the directory {}", directory.display()))?;
         if entry.file_name().as_encoded_bytes().starts_with(b".") {

@@ -4,7 +4,7 @@
 //! loses events when its queue is full. So an event only wakes the caller, which looks for itself; a rescan every second
 //! finds the rest.
 
-use notify::event::{EventKind, ModifyKind, MetadataKind};
+use notify::event::{EventKind, MetadataKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -110,7 +110,9 @@ impl Watch {
         if let Some(error) = failed {
             match error.kind {
                 notify::ErrorKind::MaxFilesWatch => {
-                    tracing::warn!("inotify's limit is reached (fs.inotify.max_user_watches): looking every second instead");
+                    tracing::warn!(
+                        "inotify's limit is reached (fs.inotify.max_user_watches): looking every second instead"
+                    );
                 }
                 _ => tracing::debug!("watching the topology: {error}"),
             }

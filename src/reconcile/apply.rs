@@ -83,7 +83,8 @@ fn needs(step: &Step) -> Option<&LinkRef> {
 fn batches(step: &Step) -> bool {
     matches!(
         step,
-        Step::ResetCounters { .. }
+        Step::DeleteLink { .. }
+            | Step::ResetCounters { .. }
             | Step::SetConf { .. }
             | Step::ClearConf { .. }
             | Step::SetDev { .. }
@@ -129,7 +130,7 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             true
         }
         Err(error) => {
-            let concerns_one = !batches(&first.step)
+            let concerns_one = (!batches(&first.step) || matches!(first.step, Step::DeleteLink { .. }))
                 && !matches!(
                     first.step,
                     Step::CreateMaps { .. }
@@ -192,7 +193,10 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
             };
             Batch::ChangeLink(index(link)?, change)
         }
-        Step::DeleteLink { link } => Batch::DeleteLink(index(link)?),
+        Step::DeleteLink { .. } => Batch::DeleteLinks(each(group, |s| match s {
+            Step::DeleteLink { link } => link.resolve(made),
+            _ => None,
+        })),
         Step::Attach { program, link, direction, kind, .. } => {
             Batch::Attach { program: *program, ifindex: index(link)?, direction: *direction, kind: *kind }
         }

@@ -65,7 +65,8 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(socket).with_context(|| format!("open the control socket {}", socket.display()))?;
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("open the control socket {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("protect the control socket {}", socket.display()))?;
     Ok(listener)

@@ -20,8 +20,8 @@ pub enum Batch {
     CreateLink(NewLink),
     /// Changes a device.
     ChangeLink(u32, LinkChange),
-    /// Deletes a device.
-    DeleteLink(u32),
+    /// Deletes devices.
+    DeleteLinks(Vec<u32>),
     /// Zeroes counters of slots.
     ResetCounters(Vec<u32>),
     /// Writes entries of `conf`.
@@ -74,12 +74,13 @@ pub struct Outcome {
 /// A kernel, real or in memory. One task uses it; nothing needs to be `Send`.
 #[allow(async_fn_in_trait)]
 pub trait Kernel {
-    /// Reads the live state.
+    /// Reads the live state. `ports` says whether ports are to be generated, so that it matters what they can be made of:
+    /// asking that may load kernel modules.
     ///
     /// # Errors
     ///
     /// When the kernel refuses, or when the pins belong to another network namespace or layout.
-    async fn observe(&mut self) -> anyhow::Result<Observed>;
+    async fn observe(&mut self, ports: bool) -> anyhow::Result<Observed>;
 
     /// Carries out one batch.
     ///

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct LiveKernel {
     netlink: Netlink,
     dataplane: Dataplane,
-    features: Features,
+    hook_kind: HookKind,
+    port_kind: Option<PortKind>,
     cookie: u64,
     pins: PathBuf,
 }
@@ -48,9 +49,15 @@ impl LiveKernel {
             None if Dataplane::probe_tcx() => HookKind::Tcx,
             None => HookKind::Clsact,
         };
-        let features = Features { hook_kind, port_kind: netlink.port_kind().await? };
         let dataplane = Dataplane::open(pins)?;
-        let kernel = Self { netlink, dataplane, features, cookie: crate::bpf::netns_cookie()?, pins: pins.to_owned() };
+        let kernel = Self {
+            netlink,
+            dataplane,
+            hook_kind,
+            port_kind: None,
+            cookie: crate::bpf::netns_cookie()?,
+            pins: pins.to_owned(),
+        };
         kernel.check_namespace()?;
         Ok(kernel)
     }
@@ -105,14 +112,13 @@ impl LiveKernel {
     ///
     /// Never early: returns what failed.
     pub async fn remove_everything(&mut self) -> Result<Vec<anyhow::Error>> {
-        let observed = self.observe().await?;
+        let observed = self.observe(false).await?;
         let mut failures = Vec::new();
         // Devices first: while they stand, their programs keep the tenants' packets from the host's stack.
         let ours = observed.links.iter().filter(|l| l.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX)));
         let (bridges, others): (Vec<&Link>, Vec<&Link>) = ours.partition(|l| l.kind == "bridge");
-        for link in &others {
-            failures.extend(self.netlink.delete(link.ifindex).await.err());
-        }
+        let indexes: Vec<u32> = others.iter().map(|l| l.ifindex).collect();
+        failures.extend(self.netlink.delete_all(&indexes).await.err());
         for bridge in bridges {
             let foreign = observed
                 .links
@@ -145,19 +151,23 @@ impl LiveKernel {
 }
 
 impl Kernel for LiveKernel {
-    async fn observe(&mut self) -> Result<Observed> {
+    async fn observe(&mut self, ports: bool) -> Result<Observed> {
         self.check_namespace()?;
+        if ports && self.port_kind.is_none() {
+            self.port_kind = Some(self.netlink.port_kind().await?);
+        }
+        let features = Features { hook_kind: self.hook_kind, port_kind: self.port_kind.unwrap_or(PortKind::Dummy) };
         let links = self.netlink.links().await?;
         let addresses = self.netlink.addresses().await?;
         let maps = self.dataplane.observe()?;
         let programs = self.dataplane.programs()?;
         let mut attachments = self.dataplane.tcx_attachments()?;
-        if maps.is_some() || self.features.hook_kind == HookKind::Clsact {
-            let candidates = clsact_candidates(&links, maps.as_ref(), self.features.hook_kind);
+        if maps.is_some() || self.hook_kind == HookKind::Clsact {
+            let candidates = clsact_candidates(&links, maps.as_ref(), self.hook_kind);
             attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
         }
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        Ok(Observed { netns_cookie: self.cookie, features: self.features, links, addresses, maps, programs, attachments })
+        Ok(Observed { netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {
@@ -176,7 +186,7 @@ impl Kernel for LiveKernel {
                 outcome.ifindex = Some(made.with_context(|| format!("make the device {}", link.name()))?);
             }
             Batch::ChangeLink(ifindex, change) => self.netlink.change(*ifindex, change).await?,
-            Batch::DeleteLink(ifindex) => self.netlink.delete(*ifindex).await?,
+            Batch::DeleteLinks(ifindexes) => self.netlink.delete_all(ifindexes).await?,
             Batch::ResetCounters(slots) => drop(dataplane.reset_counters(slots)?),
             Batch::SetConf(entries) => drop(dataplane.set_conf(entries)?),
             Batch::ClearConf(indexes) => drop(dataplane.clear_conf(indexes)?),
@@ -187,7 +197,9 @@ impl Kernel for LiveKernel {
                         if super::is_denied(&error) {
                             return Err(error);
                         }
-                        outcome.gone.push((place, error.context(format!("set slot {slot} of devs to ifindex {ifindex}"))));
+                        outcome
+                            .gone
+                            .push((place, error.context(format!("set slot {slot} of devs to ifindex {ifindex}"))));
                     }
                 }
             }

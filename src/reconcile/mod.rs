@@ -72,7 +72,8 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// When the live state can't be read.
     pub async fn plan(&mut self, desired: &Desired, before: Option<&Desired>) -> Result<(Observed, Plan)> {
-        let observed = self.kernel.observe().await.context("read the live state")?;
+        let ports = desired.mappings.values().any(|m| m.generated.is_some());
+        let observed = self.kernel.observe(ports).await.context("read the live state")?;
         let input = Input { desired, observed: &observed, accepted: before, was_pending: &self.was_pending };
         let plan = plan::plan(input);
         Ok((observed, plan))

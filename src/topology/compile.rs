@@ -121,7 +121,11 @@ impl<'a> Compiler<'a> {
         }
         if topology.tunnels.len() >= TUNNEL_INDEXES as usize {
             if let Some(tunnel) = topology.tunnels.values().last() {
-                let message = format!("{} tunnels are declared; at most {} exist at once", topology.tunnels.len(), TUNNEL_INDEXES - 1);
+                let message = format!(
+                    "{} tunnels are declared; at most {} exist at once",
+                    topology.tunnels.len(),
+                    TUNNEL_INDEXES - 1
+                );
                 self.error(Diagnostic::new("TM0222", tunnel.place(), message));
             }
         }
@@ -144,15 +148,22 @@ impl<'a> Compiler<'a> {
             self.check_tenant(name, tenant);
             if let Some(tunnel) = self.tunnel_of(tenant.value.tunnel.as_deref(), tenant, "tenant") {
                 if let Some((other, first)) = ids.insert((tunnel.to_owned(), tenant.value.id), (name, tenant)) {
-                    let message = format!("tenants `{other}` and `{name}` share id {} on tunnel `{tunnel}`", tenant.value.id);
+                    let message =
+                        format!("tenants `{other}` and `{name}` share id {} on tunnel `{tunnel}`", tenant.value.id);
                     let diagnostic = Diagnostic::new("TM0209", tenant.field(&["id"]), message).label("used again here");
-                    self.error(diagnostic.related(first.field(&["id"]), "first used here").help("give each tenant of a tunnel an id of its own"));
+                    self.error(
+                        diagnostic
+                            .related(first.field(&["id"]), "first used here")
+                            .help("give each tenant of a tunnel an id of its own"),
+                    );
                 }
             }
             if let Some(bridge) = &tenant.value.bridge {
                 if let Some((other, first)) = bridges.insert(bridge, (name, tenant)) {
-                    let message = format!("tenants `{other}` and `{name}` share the bridge `{bridge}`: their traffic would mix");
-                    let diagnostic = Diagnostic::new("TM0216", tenant.field(&["bridge"]), message).label("used again here");
+                    let message =
+                        format!("tenants `{other}` and `{name}` share the bridge `{bridge}`: their traffic would mix");
+                    let diagnostic =
+                        Diagnostic::new("TM0216", tenant.field(&["bridge"]), message).label("used again here");
                     self.error(diagnostic.related(first.field(&["bridge"]), "first used here"));
                 }
             }
@@ -200,7 +211,9 @@ impl<'a> Compiler<'a> {
             if let Some((other, first)) = used.insert((tunnel.value.kind, port), (name, tunnel)) {
                 let message = format!("tunnels `{other}` and `{name}` both receive on UDP port {port}");
                 let diagnostic = Diagnostic::new("TM0218", tunnel.field(&["port"]), message).label("this one");
-                self.error(diagnostic.related(first.field(&["port"]), "and this one").help("give one of them another `port`"));
+                self.error(
+                    diagnostic.related(first.field(&["port"]), "and this one").help("give one of them another `port`"),
+                );
             }
         }
     }
@@ -208,7 +221,11 @@ impl<'a> Compiler<'a> {
     fn check_families<T>(&mut self, placed: &Placed<T>, addresses: &[IpAddr], what: &str, path: &[&str]) {
         let v4 = addresses.iter().filter(|a| a.is_ipv4()).count();
         if v4 > 1 || addresses.len() - v4 > 1 || addresses.is_empty() {
-            let message = format!("{what} has {} IPv4 and {} IPv6 addresses; one of each family at most, one at least", v4, addresses.len() - v4);
+            let message = format!(
+                "{what} has {} IPv4 and {} IPv6 addresses; one of each family at most, one at least",
+                v4,
+                addresses.len() - v4
+            );
             self.error(Diagnostic::new("TM0213", placed.field(path), message));
         }
     }
@@ -231,7 +248,10 @@ impl<'a> Compiler<'a> {
     fn check_interface(&mut self, name: &str, place: super::Place, what: &str) {
         let bad = if name.is_empty() || name.len() > INTERFACE_NAME_MAX {
             Some(format!("has {} bytes; a device's name has 1 to {INTERFACE_NAME_MAX}", name.len()))
-        } else if name == "." || name == ".." || name.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
+        } else if name == "."
+            || name == ".."
+            || name.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+        {
             Some("holds a character that a device's name can't have".to_owned())
         } else {
             None
@@ -282,7 +302,9 @@ impl<'a> Compiler<'a> {
             if let Some(node) = with.first() {
                 let message = format!("tenant `{name}` has a bridge, so member `{node}` can't name an interface");
                 let diagnostic = Diagnostic::new("TM0219", tenant.key(&["members", node]), message);
-                self.error(diagnostic.help("remove the interface (put it into the bridge yourself), or remove `bridge`"));
+                self.error(
+                    diagnostic.help("remove the interface (put it into the bridge yourself), or remove `bridge`"),
+                );
             }
         } else if with.is_empty() {
             let message = format!("tenant `{name}` has neither a bridge nor members with an interface");
@@ -290,11 +312,13 @@ impl<'a> Compiler<'a> {
             self.error(diagnostic.help("name a `bridge`, or give both members an `interface`"));
         } else if with.len() < members.len() {
             let lone = members.iter().find(|(_, m)| m.interface.is_none()).map_or("", |(n, _)| *n);
-            let message = format!("member `{lone}` of tenant `{name}` has no interface, so `{}` has no counterpart", with[0]);
+            let message =
+                format!("member `{lone}` of tenant `{name}` has no interface, so `{}` has no counterpart", with[0]);
             let diagnostic = Diagnostic::new("TM0210", tenant.key(&["members", lone]), message);
             self.error(diagnostic.help("a wire needs an interface at both ends"));
         } else if members.len() > 2 {
-            let message = format!("tenant `{name}` is a wire between {} interfaces; a wire has two ends", members.len());
+            let message =
+                format!("tenant `{name}` is a wire between {} interfaces; a wire has two ends", members.len());
             self.error(Diagnostic::new("TM0219", place(), message).help("use a `bridge` for more than two members"));
         } else {
             for (node, member) in members {
@@ -355,7 +379,10 @@ impl<'a> Compiler<'a> {
                     || "declare it under `tunnels:`".to_owned(),
                     |near| format!("did you mean `{near}`? Otherwise declare it under `tunnels:`"),
                 );
-                self.error(Diagnostic::new("TM0206", placed.field(&["tunnel"]), format!("tunnel `{name}` isn't declared")).help(help));
+                self.error(
+                    Diagnostic::new("TM0206", placed.field(&["tunnel"]), format!("tunnel `{name}` isn't declared"))
+                        .help(help),
+                );
             }
             None => {
                 if let Some(only) = self.only_tunnel() {
@@ -367,7 +394,11 @@ impl<'a> Compiler<'a> {
                     format!("this {what} must say which tunnel: {} are declared", tunnels.len())
                 };
                 let names: Vec<&str> = tunnels.keys().map(String::as_str).collect();
-                let help = if names.is_empty() { "declare one under `tunnels:`".to_owned() } else { format!("`tunnel:` one of {}", names.join(", ")) };
+                let help = if names.is_empty() {
+                    "declare one under `tunnels:`".to_owned()
+                } else {
+                    format!("`tunnel:` one of {}", names.join(", "))
+                };
                 self.error(Diagnostic::new("TM0211", placed.place(), message).help(help));
             }
         }
@@ -377,7 +408,8 @@ impl<'a> Compiler<'a> {
     /// The desired state of one node.
     fn node(&mut self, node: Option<&str>) -> Desired {
         let topology = self.topology;
-        let mut desired = Desired { revision: topology.revision.clone(), node: node.map(str::to_owned), ..Desired::default() };
+        let mut desired =
+            Desired { revision: topology.revision.clone(), node: node.map(str::to_owned), ..Desired::default() };
         let own = node.and_then(|n| topology.nodes.get(n)).map_or(&[][..], |n| n.value.as_slice());
         for (name, tunnel) in &topology.tunnels {
             let doc = &tunnel.value;
@@ -459,11 +491,19 @@ impl<'a> Compiler<'a> {
     fn no_source(&mut self, tunnel: &str, remote: IpAddr, place: super::Place) {
         let family = if remote.is_ipv6() { "IPv6" } else { "IPv4" };
         let message = format!("tunnel `{tunnel}` has no {family} source address for the remote {remote}");
-        let help = format!("give the tunnel `local:` with an {family} address of this host, or the node one under `nodes:`");
+        let help =
+            format!("give the tunnel `local:` with an {family} address of this host, or the node one under `nodes:`");
         self.error(Diagnostic::new("TM0205", place, message).help(help));
     }
 
-    fn claim(&mut self, desired: &mut Desired, claims: &mut Claims, mapping: Mapping, interface: super::Place, key: super::Place) {
+    fn claim(
+        &mut self,
+        desired: &mut Desired,
+        claims: &mut Claims,
+        mapping: Mapping,
+        interface: super::Place,
+        key: super::Place,
+    ) {
         if let Some(first) = claims.interfaces.get(&mapping.interface) {
             let message = format!("interface `{}` has two mappings", mapping.interface);
             let diagnostic = Diagnostic::new("TM0202", interface, message).label("claimed again here");
@@ -475,7 +515,11 @@ impl<'a> Compiler<'a> {
             let message = format!("the key {} has two mappings", mapping.key);
             let diagnostic = Diagnostic::new("TM0203", key, message).label("claimed again here");
             let first = first.clone();
-            self.error(diagnostic.related(first, "first claimed here").help("a packet with that key can go to one interface only"));
+            self.error(
+                diagnostic
+                    .related(first, "first claimed here")
+                    .help("a packet with that key can go to one interface only"),
+            );
             return;
         }
         if desired.tunnels.contains_key(&mapping.interface) {
@@ -498,10 +542,14 @@ impl<'a> Compiler<'a> {
             let Some(tunnel) = named.and_then(|t| desired.tunnels.get(t)).cloned() else { continue };
             let place = tenant.place();
             if let Some(bridge) = &tenant.value.bridge {
-                let made = Bridge { name: bridge.clone(), tenant: name.clone(), mtu: tunnel.mtu, origin: origin(&place) };
+                let made =
+                    Bridge { name: bridge.clone(), tenant: name.clone(), mtu: tunnel.mtu, origin: origin(&place) };
                 desired.bridges.insert(bridge.clone(), made);
                 if members.len() - 1 > BRIDGE_PORTS_MAX {
-                    let message = format!("tenant `{name}` needs {} ports on bridge `{bridge}`; a bridge has at most {BRIDGE_PORTS_MAX}", members.len() - 1);
+                    let message = format!(
+                        "tenant `{name}` needs {} ports on bridge `{bridge}`; a bridge has at most {BRIDGE_PORTS_MAX}",
+                        members.len() - 1
+                    );
                     self.error(Diagnostic::new("TM0215", tenant.field(&["bridge"]), message));
                     continue;
                 }
@@ -509,7 +557,10 @@ impl<'a> Compiler<'a> {
             for (other, _) in members.iter().filter(|(n, _)| *n != node) {
                 let Some(theirs) = topology.nodes.get(*other) else { continue };
                 let Some((source, remote)) = ends(&tunnel, own, theirs.value.as_slice()) else {
-                    let message = format!("nodes `{node}` and `{other}` of tenant `{name}` have no address family in common on tunnel `{}`", tunnel.name);
+                    let message = format!(
+                        "nodes `{node}` and `{other}` of tenant `{name}` have no address family in common on tunnel `{}`",
+                        tunnel.name
+                    );
                     self.error(Diagnostic::new("TM0205", tenant.place(), message).related(theirs.place(), "this node").help("give both an address of the same family under `nodes:`, or another `family:` to the tunnel"));
                     continue;
                 };

@@ -112,7 +112,11 @@ fn outer_field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OuterField,
             u8::try_from(value).map(OuterField::Fixed).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
         }
         fn visit_str<E: de::Error>(self, value: &str) -> Result<OuterField, E> {
-            if value == "inherit" { Ok(OuterField::Inherit) } else { Err(E::invalid_value(Unexpected::Str(value), &self)) }
+            if value == "inherit" {
+                Ok(OuterField::Inherit)
+            } else {
+                Err(E::invalid_value(Unexpected::Str(value), &self))
+            }
         }
     }
     deserializer.deserialize_any(Field)

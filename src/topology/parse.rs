@@ -111,7 +111,8 @@ fn form(file: &str, node: &Node, out: &mut Vec<Diagnostic>) {
         };
         if empty {
             let message = format!("`{section}:` has nothing in it");
-            let help = format!("remove the line, or say what belongs there; an empty `{section}` never means \"delete all\"");
+            let help =
+                format!("remove the line, or say what belongs there; an empty `{section}` never means \"delete all\"");
             out.push(Diagnostic::new("TM0104", key.at.in_file(file), message).help(help));
         }
     }

@@ -1,7 +1,7 @@
 //! Diagnostics as text, with the source line and a caret, or in the forms that editors and CI read.
 
-use super::diagnostic::{Diagnostic, Place};
 use super::SourceFile;
+use super::diagnostic::{Diagnostic, Place};
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use std::ops::Range;
 
@@ -79,9 +79,8 @@ fn range(source: &str, place: &Place) -> Range<usize> {
 }
 
 fn text(d: &Diagnostic, sources: &[SourceFile], color: bool) -> String {
-    let source_of = |place: &Place| {
-        sources.iter().find(|s| s.name == place.file).and_then(|s| std::str::from_utf8(&s.text).ok())
-    };
+    let source_of =
+        |place: &Place| sources.iter().find(|s| s.name == place.file).and_then(|s| std::str::from_utf8(&s.text).ok());
     let Some(source) = source_of(&d.place) else { return short(d) };
     let mut snippet = Snippet::source(source)
         .path(d.place.file.as_str())

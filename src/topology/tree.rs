@@ -28,7 +28,8 @@ impl At {
     }
 
     fn of(span: Span) -> Self {
-        let length = if span.start.line() == span.end.line() { span.end.col().saturating_sub(span.start.col()) } else { 1 };
+        let length =
+            if span.start.line() == span.end.line() { span.end.col().saturating_sub(span.start.col()) } else { 1 };
         Self { line: span.start.line() as u32, column: span.start.col() as u32 + 1, length: length.max(1) as u32 }
     }
 }
@@ -86,7 +87,9 @@ pub(super) fn precheck(file: &str, text: &str) -> Result<(), Diagnostic> {
     let start = At { line: 1, column: 1, length: 1 };
     if text.len() > SIZE_MAX {
         let message = format!("the file has {} bytes; at most {SIZE_MAX} are read", text.len());
-        return Err(Diagnostic::new("TM0002", start.in_file(file), message).help("split it: files of a directory merge"));
+        return Err(
+            Diagnostic::new("TM0002", start.in_file(file), message).help("split it: files of a directory merge")
+        );
     }
     // Brackets in strings and comments count, too: nobody nests 64 of them.
     let (mut depth, mut line, mut column) = (0usize, 1u32, 0u32);

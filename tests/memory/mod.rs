@@ -163,7 +163,7 @@ fn put<K: Ord + Copy, V: Copy>(list: &mut Vec<(K, V)>, key: K, value: V) {
 }
 
 impl Kernel for MemoryKernel {
-    async fn observe(&mut self) -> anyhow::Result<Observed> {
+    async fn observe(&mut self, _ports: bool) -> anyhow::Result<Observed> {
         Ok(self.state.clone())
     }
 
@@ -204,7 +204,7 @@ impl Kernel for MemoryKernel {
                     LinkChange::Altname(name) => link.altnames.push(name.clone()),
                 }
             }
-            Batch::DeleteLink(ifindex) => self.remove_link(*ifindex),
+            Batch::DeleteLinks(ifindexes) => ifindexes.iter().for_each(|i| self.remove_link(*i)),
             Batch::ResetCounters(_) => {}
             Batch::SetConf(entries) => self.maps()?.conf.extend(entries.iter().cloned()),
             Batch::ClearConf(indexes) => self.maps()?.conf.retain(|i, _| !indexes.contains(i)),
