@@ -53,9 +53,9 @@ fn mesh(text: &str) -> Mesh {
 fn two_tenants_with_equal_addresses_reach_their_own_and_nobody_else() {
     let mesh = mesh(MESH);
     for tenant in [&mesh.red, &mesh.blue] {
-        for from in 0..3 {
+        for (from, workload) in tenant.iter().enumerate() {
             for to in (0..3).filter(|to| *to != from) {
-                assert_pings(&tenant[from], &format!("192.168.50.{}", to + 1));
+                assert_pings(workload, &format!("192.168.50.{}", to + 1));
             }
         }
     }

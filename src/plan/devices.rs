@@ -353,11 +353,11 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
             if !desired.tunnels.contains_key(&link.name) {
                 doomed.push((link, Object::Tunnel, link.name.clone()));
             }
-        } else if let Some(of) = alias.strip_prefix("tunnel-mesh port ") {
-            if !desired.mappings.get(&link.name).is_some_and(|m| m.generated.is_some()) {
-                let tenant = of.split('/').next().unwrap_or(of);
-                doomed.push((link, Object::Mapping, ports.unwrap_or_else(|| format!("{tenant}/{}", link.name))));
-            }
+        } else if let Some(of) = alias.strip_prefix("tunnel-mesh port ")
+            && desired.mappings.get(&link.name).is_none_or(|m| m.generated.is_none())
+        {
+            let tenant = of.split('/').next().unwrap_or(of);
+            doomed.push((link, Object::Mapping, ports.unwrap_or_else(|| format!("{tenant}/{}", link.name))));
         }
     }
     let going: BTreeSet<u32> = doomed.iter().map(|(l, ..)| l.ifindex).collect();

@@ -289,10 +289,11 @@ impl Daemon {
                 Err(error) => (Answer { error: Some(format!("{error:#}")), ..Answer::default() }, false),
             },
         };
-        if end && answer.error.is_none() {
-            if let Err(error) = Accepted::forget(&self.options.paths.state) {
-                tracing::warn!("{error:#}");
-            }
+        if end
+            && answer.error.is_none()
+            && let Err(error) = Accepted::forget(&self.options.paths.state)
+        {
+            tracing::warn!("{error:#}");
         }
         if let Err(error) = control::reply(&mut stream, &answer).await {
             tracing::debug!("control socket: {error:#}");

@@ -119,15 +119,15 @@ impl<'a> Compiler<'a> {
         for (name, tunnel) in &topology.tunnels {
             self.check_tunnel(name, tunnel);
         }
-        if topology.tunnels.len() >= TUNNEL_INDEXES as usize {
-            if let Some(tunnel) = topology.tunnels.values().last() {
-                let message = format!(
-                    "{} tunnels are declared; at most {} exist at once",
-                    topology.tunnels.len(),
-                    TUNNEL_INDEXES - 1
-                );
-                self.error(Diagnostic::new("TM0222", tunnel.place(), message));
-            }
+        if topology.tunnels.len() >= TUNNEL_INDEXES as usize
+            && let Some(tunnel) = topology.tunnels.values().last()
+        {
+            let message = format!(
+                "{} tunnels are declared; at most {} exist at once",
+                topology.tunnels.len(),
+                TUNNEL_INDEXES - 1
+            );
+            self.error(Diagnostic::new("TM0222", tunnel.place(), message));
         }
         self.check_ports();
         let mut owners: BTreeMap<IpAddr, (&str, &Placed<Addresses>)> = BTreeMap::new();
@@ -146,26 +146,25 @@ impl<'a> Compiler<'a> {
         let mut bridges: BTreeMap<&str, (&str, &Placed<TenantDoc>)> = BTreeMap::new();
         for (name, tenant) in &topology.tenants {
             self.check_tenant(name, tenant);
-            if let Some(tunnel) = self.tunnel_of(tenant.value.tunnel.as_deref(), tenant, "tenant") {
-                if let Some((other, first)) = ids.insert((tunnel.to_owned(), tenant.value.id), (name, tenant)) {
-                    let message =
-                        format!("tenants `{other}` and `{name}` share id {} on tunnel `{tunnel}`", tenant.value.id);
-                    let diagnostic = Diagnostic::new("TM0209", tenant.field(&["id"]), message).label("used again here");
-                    self.error(
-                        diagnostic
-                            .related(first.field(&["id"]), "first used here")
-                            .help("give each tenant of a tunnel an id of its own"),
-                    );
-                }
+            if let Some(tunnel) = self.tunnel_of(tenant.value.tunnel.as_deref(), tenant, "tenant")
+                && let Some((other, first)) = ids.insert((tunnel.to_owned(), tenant.value.id), (name, tenant))
+            {
+                let message =
+                    format!("tenants `{other}` and `{name}` share id {} on tunnel `{tunnel}`", tenant.value.id);
+                let diagnostic = Diagnostic::new("TM0209", tenant.field(&["id"]), message).label("used again here");
+                self.error(
+                    diagnostic
+                        .related(first.field(&["id"]), "first used here")
+                        .help("give each tenant of a tunnel an id of its own"),
+                );
             }
-            if let Some(bridge) = &tenant.value.bridge {
-                if let Some((other, first)) = bridges.insert(bridge, (name, tenant)) {
-                    let message =
-                        format!("tenants `{other}` and `{name}` share the bridge `{bridge}`: their traffic would mix");
-                    let diagnostic =
-                        Diagnostic::new("TM0216", tenant.field(&["bridge"]), message).label("used again here");
-                    self.error(diagnostic.related(first.field(&["bridge"]), "first used here"));
-                }
+            if let Some(bridge) = &tenant.value.bridge
+                && let Some((other, first)) = bridges.insert(bridge, (name, tenant))
+            {
+                let message =
+                    format!("tenants `{other}` and `{name}` share the bridge `{bridge}`: their traffic would mix");
+                let diagnostic = Diagnostic::new("TM0216", tenant.field(&["bridge"]), message).label("used again here");
+                self.error(diagnostic.related(first.field(&["bridge"]), "first used here"));
             }
         }
     }

@@ -38,13 +38,13 @@ pub fn parse(file: &SourceFile) -> ParsedFile {
         }
     };
     if let Err(diagnostic) = tree::precheck(&name, text) {
-        out.diagnostics.push(diagnostic);
+        out.diagnostics.push(*diagnostic);
         return out;
     }
     let nodes = match tree::documents(&name, text) {
         Ok(nodes) => nodes,
         Err(diagnostic) => {
-            out.diagnostics.push(diagnostic);
+            out.diagnostics.push(*diagnostic);
             return out;
         }
     };

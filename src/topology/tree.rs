@@ -83,13 +83,13 @@ impl Node {
 }
 
 /// Refuses what would take a parser too long, before any parser sees it.
-pub(super) fn precheck(file: &str, text: &str) -> Result<(), Diagnostic> {
+pub(super) fn precheck(file: &str, text: &str) -> Result<(), Box<Diagnostic>> {
     let start = At { line: 1, column: 1, length: 1 };
     if text.len() > SIZE_MAX {
         let message = format!("the file has {} bytes; at most {SIZE_MAX} are read", text.len());
-        return Err(
-            Diagnostic::new("TM0002", start.in_file(file), message).help("split it: files of a directory merge")
-        );
+        return Err(Box::new(
+            Diagnostic::new("TM0002", start.in_file(file), message).help("split it: files of a directory merge"),
+        ));
     }
     // Brackets in strings and comments count, too: nobody nests 64 of them.
     let (mut depth, mut line, mut column) = (0usize, 1u32, 0u32);
@@ -104,20 +104,20 @@ pub(super) fn precheck(file: &str, text: &str) -> Result<(), Diagnostic> {
         if depth > DEPTH_MAX {
             let at = At { line, column, length: 1 };
             let message = format!("brackets are nested more than {DEPTH_MAX} deep");
-            return Err(Diagnostic::new("TM0003", at.in_file(file), message));
+            return Err(Box::new(Diagnostic::new("TM0003", at.in_file(file), message)));
         }
     }
     Ok(())
 }
 
 /// The documents of a file.
-pub(super) fn documents(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Diagnostic> {
+pub(super) fn documents(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Box<Diagnostic>> {
     let mut builder = Builder { file, stack: Vec::new(), anchors: HashMap::new(), documents: Vec::new() };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
             let marker = error.marker();
             let at = At { line: marker.line() as u32, column: marker.col() as u32 + 1, length: 1 };
-            Diagnostic::new("TM0005", at.in_file(file), format!("not YAML: {}", error.info()))
+            Box::new(Diagnostic::new("TM0005", at.in_file(file), format!("not YAML: {}", error.info())))
         })?;
         builder.take(event, span)?;
     }
@@ -137,7 +137,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Diagnostic> {
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Box<Diagnostic>> {
         let at = At::of(span);
         match event {
             Event::Scalar(text, style, anchor, _) => {
@@ -159,23 +159,27 @@ impl Builder<'_> {
             },
             Event::Alias(anchor) => match self.anchors.get(&anchor).cloned() {
                 Some(node) => self.push(node, at),
-                None => Err(Diagnostic::new("TM0004", at.in_file(self.file), "an alias to itself can't be followed")),
+                None => Err(Box::new(Diagnostic::new(
+                    "TM0004",
+                    at.in_file(self.file),
+                    "an alias to itself can't be followed",
+                ))),
             },
             _ => Ok(()),
         }
     }
 
-    fn open(&mut self, open: Open) -> Result<(), Diagnostic> {
+    fn open(&mut self, open: Open) -> Result<(), Box<Diagnostic>> {
         if self.stack.len() >= DEPTH_MAX {
             let (Open::Sequence { at, .. } | Open::Mapping { at, .. }) = open;
             let message = format!("nested more than {DEPTH_MAX} deep");
-            return Err(Diagnostic::new("TM0003", at.in_file(self.file), message));
+            return Err(Box::new(Diagnostic::new("TM0003", at.in_file(self.file), message)));
         }
         self.stack.push(open);
         Ok(())
     }
 
-    fn add(&mut self, node: Node, anchor: usize) -> Result<(), Diagnostic> {
+    fn add(&mut self, node: Node, anchor: usize) -> Result<(), Box<Diagnostic>> {
         let at = node.at;
         let node = Rc::new(node);
         if anchor > 0 {
@@ -184,10 +188,10 @@ impl Builder<'_> {
         self.push(node, at)
     }
 
-    fn push(&mut self, node: Rc<Node>, at: At) -> Result<(), Diagnostic> {
+    fn push(&mut self, node: Rc<Node>, at: At) -> Result<(), Box<Diagnostic>> {
         if node.size > NODES_MAX {
             let message = format!("aliases make this document larger than {NODES_MAX} values");
-            return Err(Diagnostic::new("TM0004", at.in_file(self.file), message));
+            return Err(Box::new(Diagnostic::new("TM0004", at.in_file(self.file), message)));
         }
         match self.stack.last_mut() {
             None => self.documents.push(node),
@@ -196,7 +200,11 @@ impl Builder<'_> {
                 Some(key) => entries.push((key, node)),
                 None => {
                     let Kind::Scalar { text, .. } = &node.kind else {
-                        return Err(Diagnostic::new("TM0105", at.in_file(self.file), "a key must be a plain word"));
+                        return Err(Box::new(Diagnostic::new(
+                            "TM0105",
+                            at.in_file(self.file),
+                            "a key must be a plain word",
+                        )));
                     };
                     *key = Some(Key { text: text.clone(), at });
                 }
