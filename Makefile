@@ -1,0 +1,61 @@
+# Builds, shows and tests tunnel-mesh. `make` lists what there is.
+
+MODE ?= auto
+BIN ?= target/release/tunnel-mesh
+CARGO ?= cargo
+# Namespaces and eBPF need root: builds run as you, tests and the demo through sudo where you aren't root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+ifneq ($(SUDO),)
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
+endif
+SCRIPTS = .ci/run $(wildcard scripts/*.sh examples/*.sh tests/vm/*.sh) tests/vm/init
+
+.DEFAULT_GOAL := help
+.PHONY: help deps deps-% build demo test test-host test-demo test-vm lint bpffs clean
+
+help: ## this list
+	@echo 'make demo   installs what is missing, builds, and shows three hosts with two tenants on this machine'
+	@echo 'make test   installs what is missing and runs every test'
+	@echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
+		printf '  %-10s %s\n' "$$target" "$$text"; done
+
+deps: deps-build deps-demo deps-test deps-lint ## install by apt-get what is missing (test-vm sees to its own)
+
+deps-%:
+	@scripts/deps.sh $*
+
+build: deps-build ## target/release/tunnel-mesh
+	$(CARGO) build --release --locked
+
+demo: deps-demo build bpffs ## three hosts, two tenants, real traffic; MODE=clsact without TCX, BIN=... another binary
+	$(SUDO) env MODE=$(MODE) BIN=$(BIN) examples/demo.sh
+
+test: ## every test: in a Debian 6.1 kernel under QEMU, then here; with the demo
+	@code=0; $(MAKE) --no-print-directory test-vm || code=1; $(MAKE) --no-print-directory test-demo test-host || code=1; \
+	[ $$code = 0 ] || { echo 'make test: something above failed' >&2; exit 1; }
+
+test-host: deps-build deps-test bpffs ## the tests that run on this kernel
+	$(CARGO) test --locked
+
+test-demo: deps-build deps-demo bpffs ## the demo with a debug binary, with TCX and with clsact
+	$(CARGO) build --locked
+	$(SUDO) env MODE=auto BIN=target/debug/tunnel-mesh examples/demo.sh
+	$(SUDO) env MODE=clsact BIN=target/debug/tunnel-mesh examples/demo.sh
+
+test-vm: deps-build deps-vm ## the kernel tests in Debian kernels under QEMU; KERNELS="6.1 6.12"
+	tests/vm/run.sh
+
+lint: deps-build deps-lint ## formatting, clippy, rustdoc, shellcheck
+	$(CARGO) fmt --check
+	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c)
+	shellcheck $(SCRIPTS)
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --quiet
+
+bpffs:
+	@mountpoint -q /sys/fs/bpf || $(SUDO) mount -t bpf bpf /sys/fs/bpf
+
+clean: ## remove what was built and downloaded
+	$(CARGO) clean

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Boots Debian kernels under QEMU and runs the kernel tests in them, in clsact mode where the kernel has no TCX.
+#
+# usage: run.sh [EXECUTABLE...]      (default: cargo's tests named kernel_*, bpf_* and netlink_*, and the demo)
+#   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
+#   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 2400
+#   VM_TEST_TIMEOUT  seconds for one executable; default: 900
+#   VM_MEMORY        MiB; default: 2048
+#   VM_DIRECTORY     where kernels are kept and logs are left; default: target/vm
+# Exit status: 0 if every kernel booted and every executable passed without a complaint of the kernel; else 1.
+set -euo pipefail
+
+here=$(dirname "$(realpath "$0")")
+project=$(realpath "$here/../..")
+dir=${VM_DIRECTORY:-$project/target/vm}
+export VM_TEST_TIMEOUT=${VM_TEST_TIMEOUT:-900}
+
+die() {
+    printf 'vm: %s\n' "$*" >&2
+    exit 1
+}
+
+work=
+machine=
+cleanup() {
+    # Only what this run started, by its id.
+    if [ -n "$machine" ]; then kill "$machine" 2>/dev/null || true; fi
+    if [ -n "$work" ]; then rm -rf "$work"; fi
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+[ "$(uname -m)" = x86_64 ] || die "the kernels are x86-64, this machine is $(uname -m)"
+mkdir -p "$dir"
+work=$(mktemp -d "$dir/run.XXXXXX")
+
+# -- What runs inside.
+# executables KIND NAME: what cargo built of that kind, whose name matches.
+executables() {
+    grep -F "\"kind\":[\"$1\"]" "$work/cargo.json" | grep -E "\"name\":\"$2\"" | sed -nE 's/.*"executable":"([^"]+)".*/\1/p'
+}
+program=/dev/null
+if [ $# = 0 ]; then
+    echo 'vm: building the tests'
+    (cd "$project" && cargo test --no-run --message-format=json-render-diagnostics >"$work/cargo.json") || die 'the tests do not build'
+    # The program itself, not its unit tests: those have a hash in their name.
+    program=$(executables bin tunnel-mesh | grep '/tunnel-mesh$') || true
+    [ -n "$program" ] || die "cargo named no tunnel-mesh binary"
+    mapfile -t tests < <(executables test '(kernel|bpf|netlink)_[a-z0-9_]*' | sort -u)
+    [ ${#tests[@]} != 0 ] || die 'no test named kernel_*, bpf_* or netlink_* under tests/'
+    set -- "${tests[@]}"
+    [ ! -x "$project/examples/demo.sh" ] || set -- "$@" "$project/examples/demo.sh"
+fi
+export VM_ENV_TUNNEL_MESH_SLOW=1 VM_ENV_RUST_BACKTRACE=1 VM_ENV_RUST_TEST_THREADS=${RUST_TEST_THREADS:-1}
+export VM_ENV_INSTA_WORKSPACE_ROOT=$project VM_ENV_CARGO_MANIFEST_DIR=$project VM_ENV_BIN=$program
+"$here/initramfs.sh" "$project" "$program" "$@" >"$work/base.cpio"
+
+# KVM only with real virtualisation underneath. TCG's own threading trips over the kernel patching its text.
+accelerate=(-accel 'tcg,thread=single')
+if grep -qE '\b(vmx|svm)\b' /proc/cpuinfo && [ -w /dev/kvm ]; then accelerate=(-accel kvm -cpu host); fi
+
+# boot SERIES: the console is shown as it runs, and kept; the guest's report lands in a file of its own.
+boot() {
+    local kernel=$dir/$1 console=$dir/$1.console report=$dir/$1.report code=0 shown
+    cat "$work/base.cpio" "$kernel/modules.cpio" >"$work/initrd"
+    : >"$console" && : >"$report"
+    timeout --foreground -k 5 "${VM_TIMEOUT:-2400}" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m "${VM_MEMORY:-2048}" \
+        -nodefaults -no-user-config -no-reboot -display none \
+        -serial "file:$console" -serial "file:$report" -kernel "$kernel/vmlinux" -initrd "$work/initrd" \
+        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off cryptomgr.notests random.trust_cpu=on no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 rcupdate.rcu_expedited=1" \
+        </dev/null 2>"$dir/$1.qemu" &
+    machine=$!
+    tail -n +1 -f --pid="$machine" "$console" | sed -u 's/\r$//' &
+    shown=$!
+    wait "$machine" || code=$?
+    machine=
+    wait "$shown" || true
+    return "$code"
+}
+
+# summarise SERIES CODE: one line for each executable; fails unless all of them passed and the guest came to its end.
+summarise() {
+    local series=$1 code=$2 bad=0 kind name rest
+    printf '\n=== Linux %s\n' "$(<"$dir/$series/release")"
+    while read -r kind name rest; do
+        case $kind in
+            boot) printf 'booted in %s s\n' "$rest" ;;
+            pass) printf 'ok      %-40s %s s\n' "$name" "$rest" ;;
+            fail) printf 'FAILED  %-40s %s s: %s\n' "$name" "${rest%% *}" "${rest#* }" && bad=1 ;;
+            kernel) printf 'kernel  %-40s %s\n' "$name" "$rest" && bad=1 ;;
+        esac
+    done <"$dir/$series.report"
+    if [ "$(grep -c -E '^(pass|fail) ' "$dir/$series.report")" -lt "$tests_expected" ]; then bad=1; fi
+    if ! grep -qx 'done' "$dir/$series.report"; then
+        bad=1
+        case $code in
+            124 | 137) printf 'FAILED  the guest did not end within %s s\n' "${VM_TIMEOUT:-2400}" ;;
+            0) printf 'FAILED  the guest died; the end of its console:\n' && tail -n 30 "$dir/$series.console" ;;
+            *) printf 'FAILED  QEMU ended with status %s: %s\n' "$code" "$(<"$dir/$series.qemu")" ;;
+        esac
+    fi
+    return "$bad"
+}
+
+tests_expected=$#
+failed=()
+for series in ${KERNELS:-6.1}; do
+    "$here/kernel.sh" "$series" "$dir/$series"
+    code=0
+    boot "$series" || code=$?
+    summarise "$series" "$code" || failed+=("$series")
+done
+[ ${#failed[@]} = 0 ] || die "failed on Linux ${failed[*]}; consoles are in $dir"
+echo "vm: all passed on Linux ${KERNELS:-6.1}"
