@@ -42,40 +42,57 @@ struct Global {
         long,
         global = true,
         env = "TUNNEL_MESH_TOPOLOGY",
+        hide_env_values = true,
         value_name = "DIR",
         value_delimiter = ':',
         default_value = "/etc/tunnel-mesh/topology.d"
     )]
     topology: Vec<PathBuf>,
     /// Which node this host is; default: the host name, exact or its first label
-    #[arg(long, global = true, env = "TUNNEL_MESH_NODE", value_name = "NAME")]
+    #[arg(long, global = true, env = "TUNNEL_MESH_NODE", hide_env_values = true, value_name = "NAME")]
     node: Option<String>,
     /// Where maps, programs and links are pinned
     #[arg(
         long,
         global = true,
         env = "TUNNEL_MESH_PIN_DIR",
+        hide_env_values = true,
         value_name = "DIR",
         default_value = "/sys/fs/bpf/tunnel-mesh"
     )]
     pin_dir: PathBuf,
     /// Where the control socket is
-    #[arg(long, global = true, env = "TUNNEL_MESH_RUN_DIR", value_name = "DIR", default_value = "/run/tunnel-mesh")]
+    #[arg(
+        long,
+        global = true,
+        env = "TUNNEL_MESH_RUN_DIR",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = "/run/tunnel-mesh"
+    )]
     run_dir: PathBuf,
     /// Where the accepted state is kept
     #[arg(
         long,
         global = true,
         env = "TUNNEL_MESH_STATE_DIR",
+        hide_env_values = true,
         value_name = "DIR",
         default_value = "/var/lib/tunnel-mesh"
     )]
     state_dir: PathBuf,
     /// How programs are attached; default: TCX where the kernel has it, else clsact
-    #[arg(long, global = true, env = "TUNNEL_MESH_HOOK", value_name = "KIND")]
+    #[arg(long, global = true, env = "TUNNEL_MESH_HOOK", hide_env_values = true, value_name = "KIND")]
     hook: Option<Hook>,
     /// When to colour
-    #[arg(long, global = true, env = "TUNNEL_MESH_COLOR", value_name = "WHEN", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        env = "TUNNEL_MESH_COLOR",
+        hide_env_values = true,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
     color: Color,
     /// More of the log; repeatable
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -84,7 +101,14 @@ struct Global {
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// Form of the log
-    #[arg(long, global = true, env = "TUNNEL_MESH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        env = "TUNNEL_MESH_LOG_FORMAT",
+        hide_env_values = true,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
     log_format: LogFormat,
 }
 

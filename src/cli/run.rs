@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
     /// Seconds between passes that nothing asked for; they repair drift
-    #[arg(long, env = "TUNNEL_MESH_INTERVAL", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    #[arg(long, env = "TUNNEL_MESH_INTERVAL", hide_env_values = true, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
     interval: u64,
 }
 
