@@ -31,12 +31,13 @@ fn parse(name: &str) -> Option<(Direction, u32)> {
 }
 
 /// Whether the kernel has TCX (Linux 6.6), asked of the loopback device and not guessed from a version.
-pub(super) fn probe_tcx() -> bool {
+pub(super) fn probe_tcx() -> Result<bool> {
     const LOOPBACK: u32 = 1;
     match sys::query(LOOPBACK, sys::TCX_INGRESS) {
-        Ok(_) => true,
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Err(e).context("ask the kernel whether it has TCX"),
         // An older kernel doesn't know the attach type. ENOENT and ENODEV come from one that does.
-        Err(e) => matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)),
+        Err(e) => Ok(matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))),
     }
 }
 

@@ -68,7 +68,11 @@ impl Dataplane {
     }
 
     /// Whether the kernel has TCX.
-    pub fn probe_tcx() -> bool {
+    ///
+    /// # Errors
+    ///
+    /// EPERM when privileges are missing.
+    pub fn probe_tcx() -> Result<bool> {
         attach::probe_tcx()
     }
 

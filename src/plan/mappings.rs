@@ -58,13 +58,18 @@ fn has_key(b: &Builder<'_>, mapping: &Mapping, key: TunKey) -> bool {
         )
 }
 
-/// The mapping, of the new state or else of the accepted one, that a live entry stands for.
+/// The mapping that a live entry stands for, and whether the new state still has it: by the name of its interface, else
+/// by its key, in the new state and in the accepted one.
 fn meant_by<'b>(b: &'b Builder<'_>, ifindex: Option<u32>, key: TunKey) -> Option<(&'b Mapping, bool)> {
     let name = ifindex.and_then(|i| b.input.observed.link_by_index(i)).map(|l| l.name.as_str());
-    let find = |desired: &'b Desired| {
-        name.and_then(|n| desired.mappings.get(n)).or_else(|| desired.mappings.values().find(|m| has_key(b, m, key)))
-    };
-    find(b.input.desired).map(|m| (m, true)).or_else(|| b.input.accepted.and_then(find).map(|m| (m, false)))
+    let named = |desired: &'b Desired| name.and_then(|n| desired.mappings.get(n));
+    let keyed = |desired: &'b Desired| desired.mappings.values().find(|m| has_key(b, m, key));
+    let accepted = b.input.accepted;
+    named(b.input.desired)
+        .map(|m| (m, true))
+        .or_else(|| accepted.and_then(named).map(|m| (m, false)))
+        .or_else(|| keyed(b.input.desired).map(|m| (m, true)))
+        .or_else(|| accepted.and_then(keyed).map(|m| (m, false)))
 }
 
 /// Address of the change that a live entry of `if2tunkey` belongs to.

@@ -41,12 +41,13 @@ impl LiveKernel {
     /// When privileges are missing, when pins have another layout, or when they belong to another namespace.
     pub async fn open(pins: &Path, hook: Option<HookKind>) -> Result<Self> {
         let netlink = Netlink::open().await?;
+        let tcx = Dataplane::probe_tcx()?;
         let hook_kind = match hook {
-            Some(HookKind::Tcx) if !Dataplane::probe_tcx() => {
+            Some(HookKind::Tcx) if !tcx => {
                 bail!("this kernel has no TCX (Linux 6.6); use --hook clsact, or leave the choice to tunnel-mesh")
             }
             Some(kind) => kind,
-            None if Dataplane::probe_tcx() => HookKind::Tcx,
+            None if tcx => HookKind::Tcx,
             None => HookKind::Clsact,
         };
         let dataplane = Dataplane::open(pins)?;

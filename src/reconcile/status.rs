@@ -231,6 +231,7 @@ impl Status {
         let desired = accepted.unwrap_or(&empty);
         let pending: BTreeMap<&str, &str> =
             plan.iter().flat_map(|p| &p.pending).map(|p| (p.interface.as_str(), p.why.as_str())).collect();
+        let problem_of = |tunnel: &str| plan.iter().flat_map(|p| &p.problems).find(|p| p.address == tunnel);
         let changing = |object: Object, address: &str| {
             plan.and_then(|p| p.changes.iter().find(|c| c.object == object && c.address == address))
         };
@@ -246,6 +247,8 @@ impl Status {
                     (State::Pending, Some((*why).to_owned()))
                 } else if let Some(change) = changing(Object::Mapping, &m.address()) {
                     (State::Drifted, Some(drift(change)))
+                } else if problem_of(&m.key.tunnel).is_some() {
+                    (State::Pending, Some(format!("tunnel {} has no usable device", m.key.tunnel)))
                 } else if held.contains(&m.interface) {
                     (State::Held, Some("removed by the files; `apply --allow-deletes` releases it".to_owned()))
                 } else {
@@ -278,7 +281,7 @@ impl Status {
                 let conf = observed.maps.iter().flat_map(|m| &m.conf).find(|(_, c)| c.name == t.name);
                 let index = conf.map(|(i, _)| *i);
                 let link = observed.link(&t.name);
-                let problem = plan.iter().flat_map(|p| &p.problems).find(|p| p.address == t.name);
+                let problem = problem_of(&t.name);
                 let (state, why) = match (problem, changing(Object::Tunnel, &t.name)) {
                     (Some(p), _) => (State::Pending, Some(p.what.clone())),
                     (None, Some(change)) => (State::Drifted, Some(drift(change))),
@@ -313,7 +316,9 @@ impl Status {
             daemon: Daemon::default(),
             node: desired.node.clone(),
             revision: accepted.map(|a| a.revision.clone()),
-            in_force: accepted.is_some() && held.is_empty() && plan.is_some_and(Plan::is_empty),
+            in_force: accepted.is_some()
+                && held.is_empty()
+                && plan.is_some_and(|p| p.is_empty() && p.problems.is_empty()),
             config_error: None,
             errors: Vec::new(),
             problems: plan.iter().flat_map(|p| &p.problems).map(|p| format!("{}: {}", p.address, p.what)).collect(),
