@@ -13,9 +13,12 @@ fn main() {
     println!("cargo::rustc-env=TUNNEL_MESH_BPF_BUILD={:016x}", fnv1a(&bytes));
 
     println!("cargo::rerun-if-changed=tests/programs");
-    let probes = Path::new("tests/programs/probe.bpf.c");
-    if probes.exists() {
-        compile(probes, &out.join("probe.bpf.o"));
+    // Programs that tests put beside ours; they run where there is no compiler, too.
+    for name in ["probe", "verdict"] {
+        let source = PathBuf::from(format!("tests/programs/{name}.bpf.c"));
+        if source.exists() {
+            compile(&source, &out.join(format!("{name}.bpf.o")));
+        }
     }
 }
 

@@ -1,10 +1,10 @@
-//! Programs as clsact filters: attach, replace, list, detach, beside foreign filters. Needs root and clang.
+//! Programs as clsact filters: attach, replace, list, detach, beside foreign filters. Needs root.
 #![allow(clippy::unwrap_used)]
 
 mod harness;
 
 use aya::programs::{ProgramFd, SchedClassifier};
-use harness::{Netns, run, veth};
+use harness::{Netns, veth};
 use std::os::fd::AsFd;
 use tunnel_mesh::model::{Attachment, Direction, HookKind};
 use tunnel_mesh::netlink::{Netlink, is_gone};
@@ -27,19 +27,8 @@ struct Loaded {
 impl Programs {
     fn load() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let source = directory.path().join("programs.bpf.c");
-        let object = directory.path().join("programs.bpf.o");
-        std::fs::write(
-            &source,
-            r#"
-                __attribute__((section("classifier"), used)) int pass(void *packet) { return -1; }
-                __attribute__((section("classifier"), used)) int drop(void *packet) { return 2; }
-                char _license[] __attribute__((section("license"), used)) = "GPL";
-            "#,
-        )
-        .unwrap();
-        let (source, object) = (source.display().to_string(), object.display().to_string());
-        run("clang", &["-O2", "-g", "-target", "bpf", "-c", &source, "-o", &object]);
+        let object = directory.path().join("verdict.bpf.o").display().to_string();
+        std::fs::write(&object, include_bytes!(concat!(env!("OUT_DIR"), "/verdict.bpf.o"))).unwrap();
         let mut ebpf = aya::Ebpf::load_file(&object).unwrap();
         let mut load = |name: &str| {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
