@@ -49,7 +49,7 @@ test-vm: deps-build deps-vm ## the kernel tests in Debian kernels under QEMU; KE
 
 lint: deps-build deps-lint ## formatting, clippy, rustdoc, shellcheck
 	$(CARGO) fmt --check
-	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c)
+	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c tests/programs/*.c)
 	shellcheck $(SCRIPTS)
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --quiet

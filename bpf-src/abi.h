@@ -66,16 +66,16 @@ struct tm_conf {
 };
 
 enum tm_drop {
-	TM_DROP_UNKNOWN_KEY,   /* nobody mapped the key; see the map unknown */
-	TM_DROP_NO_TUNNEL_KEY, /* the packet carries no readable tunnel key */
-	TM_DROP_NO_CONF,       /* conf has no such tunnel */
-	TM_DROP_WRONG_DEVICE,  /* this interface isn't the one that was mapped */
-	TM_DROP_NO_ENTRY,      /* a program of ours runs here, but nothing maps the interface */
-	TM_DROP_TARGET_GONE,   /* the device to redirect to is gone */
-	TM_DROP_SPLIT_HORIZON, /* came in through a port of ours, would leave through another */
+	TM_DROP_UNKNOWN_KEY,    /* nobody mapped the key; see the map unknown */
+	TM_DROP_NO_TUNNEL_KEY,  /* the packet carries no readable tunnel key */
+	TM_DROP_NO_CONF,        /* conf has no such tunnel */
+	TM_DROP_WRONG_DEVICE,   /* this interface isn't the one that was mapped */
+	TM_DROP_NO_ENTRY,       /* a program of ours runs here, but nothing maps the interface */
+	TM_DROP_TARGET_GONE,    /* the device to redirect to is gone */
+	TM_DROP_SPLIT_HORIZON,  /* came in through a port of ours, would leave through another */
 	TM_DROP_SET_TUNNEL_KEY, /* bpf_skb_set_tunnel_key failed */
-	TM_DROP_REDIRECT,      /* bpf_redirect or bpf_redirect_peer failed */
-	TM_DROP_INCONSISTENT,  /* the entry was being replaced at every look */
+	TM_DROP_REDIRECT,       /* bpf_redirect or bpf_redirect_peer failed */
+	TM_DROP_INCONSISTENT,   /* the entry was being replaced at every look */
 	TM_DROP_REASONS,
 };
 
@@ -96,8 +96,8 @@ struct tm_unknown {
 
 /* Entry of meta: what belongs to the pins as a whole. */
 struct tm_meta {
-	__u64 netns_cookie; /* the network namespace the pins belong to */
-	__u32 layout;	    /* version of this ABI */
+	__u64 netns_cookie;   /* the network namespace the pins belong to */
+	__u32 layout;         /* version of this ABI */
 	enum tm_drop reasons; /* how many drop reasons the counters have */
 };
 
