@@ -109,6 +109,14 @@ fn foreign_filters_are_left_alone_and_counted_before_ours() {
         netns.cmd(&later);
         let second = [ours(v0, Direction::Egress, programs.pass.id, 1)];
         assert_eq!(netlink.clsact_attachments(&[v0]).await.unwrap(), second);
+        // Attaching again moves ours back to the head, as often as somebody goes before it.
+        netlink.clsact_attach(v0, Direction::Egress, programs.pass.fd.as_fd(), "handle_egress").await.unwrap();
+        assert_eq!(netlink.clsact_attachments(&[v0]).await.unwrap(), head);
+        netns.cmd("tc filter del dev v0 egress prio 1 handle 2 bpf");
+        netns.cmd(&later);
+        assert_eq!(netlink.clsact_attachments(&[v0]).await.unwrap(), second);
+        netlink.clsact_attach(v0, Direction::Egress, programs.pass.fd.as_fd(), "handle_egress").await.unwrap();
+        assert_eq!(netlink.clsact_attachments(&[v0]).await.unwrap(), head);
         netlink.clsact_detach(v0, Direction::Egress).await.unwrap();
         let shown = netns.cmd("tc filter show dev v0 egress");
         assert_eq!(shown.matches("direct-action").count(), 3, "{shown}");

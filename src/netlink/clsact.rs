@@ -1,7 +1,8 @@
 //! Attaches programs as filters of the `clsact` qdisc, for kernels without TCX (before Linux 6.6).
 //!
-//! Ours is the filter of kind `bpf`, chain 0, protocol `all`, with [`FILTER_PRIORITY`] and [`FILTER_HANDLE`]. Both are
-//! fixed, so that attaching again replaces the program in place, without a gap, and a restart finds its filter.
+//! Ours is the filter of kind `bpf`, chain 0, protocol `all`, with [`FILTER_PRIORITY`] and one of [`FILTER_HANDLES`]. They
+//! are fixed, so that attaching again replaces the program in place, without a gap, and a restart finds its filter. The
+//! second handle is for moving back to the head: a new filter of a priority runs before the older ones.
 //! Filters of others are left alone.
 
 use super::Netlink;
@@ -20,8 +21,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Priority of our filter: the first that the kernel runs.
 pub const FILTER_PRIORITY: u16 = 1;
 
-/// Handle of our filter within its priority: "tm". Other tools that sit at priority 1 use handle 1.
-pub const FILTER_HANDLE: u32 = 0x746d;
+/// Handles of our filter within its priority, "tm" and the next; one is in use at a time. Other tools that sit at
+/// priority 1 use handle 1.
+pub const FILTER_HANDLES: [u32; 2] = [0x746d, 0x746e];
 
 const CLSACT: &str = "clsact";
 
@@ -60,10 +62,10 @@ fn message(ifindex: u32) -> Result<TcMessage> {
     Ok(TcMessage::with_index(index))
 }
 
-fn filter_message(ifindex: u32, direction: Direction) -> Result<TcMessage> {
+fn filter_message(ifindex: u32, direction: Direction, handle: u32) -> Result<TcMessage> {
     let mut message = message(ifindex)?;
     message.header.parent = parent(direction);
-    message.header.handle = FILTER_HANDLE.into();
+    message.header.handle = handle.into();
     message.header.info = filter_info();
     message.attributes = vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned())];
     Ok(message)
@@ -72,7 +74,8 @@ fn filter_message(ifindex: u32, direction: Direction) -> Result<TcMessage> {
 /// A filter as `RTM_GETTFILTER` lists it.
 #[derive(Debug)]
 struct Filter {
-    ours: bool,
+    /// Its handle, where it is ours.
+    ours: Option<u32>,
     program: Option<u32>,
 }
 
@@ -90,7 +93,7 @@ fn filter(frame: &Frame) -> Option<Filter> {
     let bpf = attribute(tail, TCA_KIND).is_some_and(|kind| text(kind) == TcFilterBpf::KIND);
     let options = attribute(tail, TCA_OPTIONS).unwrap_or_default();
     Some(Filter {
-        ours: bpf && handle == FILTER_HANDLE && info == filter_info(),
+        ours: (bpf && FILTER_HANDLES.contains(&handle) && info == filter_info()).then_some(handle),
         program: bpf.then(|| attribute(options, TCA_BPF_ID).and_then(u32_host)).flatten(),
     })
 }
@@ -123,14 +126,24 @@ impl Netlink {
         let what = || format!("attach {name} to {}", hook(ifindex, direction));
         self.clsact_ensure(ifindex).await.with_context(what)?;
         let descriptor = u32::try_from(program.as_raw_fd()).with_context(what)?;
-        let mut message = filter_message(ifindex, direction)?;
+        let there = self.ours(ifindex, direction).await.with_context(what)?;
+        // In place where ours is the first that runs; else before it, with the other handle, and only then without it.
+        let handle = match there.first() {
+            Some((0, handle)) => *handle,
+            Some((_, old)) => FILTER_HANDLES.into_iter().find(|h| h != old).unwrap_or(FILTER_HANDLES[0]),
+            None => FILTER_HANDLES[0],
+        };
+        if there.iter().any(|(place, h)| *h == handle && *place > 0) {
+            self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
+        }
+        let mut message = filter_message(ifindex, direction, handle)?;
         message.attributes.push(TcAttribute::Options(vec![
             TcOption::Bpf(TcFilterBpfOption::ProgFd(descriptor)),
             TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
             TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
         ]));
         let request = RouteNetlinkMessage::NewTrafficFilter(message);
-        self.transport.request(request, NLM_F_CREATE | NLM_F_REPLACE).await.map(|_| ()).map_err(|failure| {
+        self.transport.request(request, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(|failure| {
             let remedy = match failure.errno() {
                 Some(libc::EINVAL) => {
                     format!(": does another kind of filter have priority {FILTER_PRIORITY}? (see: tc filter show)")
@@ -139,7 +152,23 @@ impl Netlink {
                 _ => String::new(),
             };
             anyhow!(failure).context(format!("{}{remedy}", what()))
-        })
+        })?;
+        for (_, old) in there.iter().filter(|(_, h)| *h != handle) {
+            self.remove_filter(ifindex, direction, *old).await.with_context(what)?;
+        }
+        Ok(())
+    }
+
+    /// Places in the order of execution and handles of what is ours at a hook.
+    async fn ours(&self, ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
+        let frames = self.filters(ifindex, direction).await?;
+        let placed = (0..).zip(frames.iter().filter_map(filter));
+        Ok(placed.filter_map(|(place, filter)| Some((place, filter.ours?))).collect())
+    }
+
+    async fn remove_filter(&self, ifindex: u32, direction: Direction, handle: u32) -> Result<()> {
+        let request = RouteNetlinkMessage::DelTrafficFilter(filter_message(ifindex, direction, handle)?);
+        done_or_gone(self.transport.request(request, 0).await).context("remove our filter")
     }
 
     async fn clsact_ensure(&self, ifindex: u32) -> Result<()> {
@@ -195,7 +224,7 @@ impl Netlink {
         for &ifindex in ifindexes.iter().filter(|ifindex| clsact.contains(ifindex)) {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let frames = self.filters(ifindex, direction).await?;
-                let ours = frames.iter().filter_map(filter).zip(0..).find(|(filter, _)| filter.ours);
+                let ours = frames.iter().filter_map(filter).zip(0..).find(|(filter, _)| filter.ours.is_some());
                 found.extend(ours.map(|(filter, position)| Attachment {
                     kind: HookKind::Clsact,
                     ifindex,
@@ -218,8 +247,9 @@ impl Netlink {
         if self.clsact_kind(ifindex).await.with_context(what)?.as_deref() != Some(CLSACT) {
             return Ok(());
         }
-        let request = RouteNetlinkMessage::DelTrafficFilter(filter_message(ifindex, direction)?);
-        done_or_gone(self.transport.request(request, 0).await).with_context(what)?;
+        for handle in FILTER_HANDLES {
+            self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
+        }
         for side in [Direction::Ingress, Direction::Egress] {
             // Whatever is listed counts here, in other chains too.
             if !self.filters(ifindex, side).await?.is_empty() {
@@ -248,7 +278,7 @@ mod tests {
     use super::*;
 
     fn listed(change: impl FnOnce(&mut TcMessage)) -> Option<Filter> {
-        let mut message = filter_message(7, Direction::Egress).unwrap();
+        let mut message = filter_message(7, Direction::Egress, FILTER_HANDLES[0]).unwrap();
         message.attributes.push(TcAttribute::Chain(0));
         message.attributes.push(TcAttribute::Options(vec![TcOption::Bpf(TcFilterBpfOption::ProgId(42))]));
         change(&mut message);
@@ -258,12 +288,12 @@ mod tests {
     #[test]
     fn our_filter_is_told_by_kind_protocol_priority_and_handle() {
         let ours = listed(|_| {}).unwrap();
-        assert!(ours.ours);
+        assert_eq!(ours.ours, Some(FILTER_HANDLES[0]));
         assert_eq!(ours.program, Some(42));
-        assert!(!listed(|m| m.header.handle = 1.into()).unwrap().ours);
-        assert!(!listed(|m| m.header.info = (2 << 16) | (filter_info() & 0xffff)).unwrap().ours);
-        assert!(!listed(|m| m.header.info = (1 << 16) | u32::from(0x0800u16.to_be())).unwrap().ours);
-        assert!(!listed(|m| m.attributes[0] = TcAttribute::Kind("flower".to_owned())).unwrap().ours);
+        assert!(listed(|m| m.header.handle = 1.into()).unwrap().ours.is_none());
+        assert!(listed(|m| m.header.info = (2 << 16) | (filter_info() & 0xffff)).unwrap().ours.is_none());
+        assert!(listed(|m| m.header.info = (1 << 16) | u32::from(0x0800u16.to_be())).unwrap().ours.is_none());
+        assert!(listed(|m| m.attributes[0] = TcAttribute::Kind("flower".to_owned())).unwrap().ours.is_none());
     }
 
     #[test]
