@@ -69,3 +69,80 @@ fn two_tenants_with_equal_addresses_reach_their_own_and_nobody_else() {
     drop(mesh.daemons);
     drop(mesh.directory);
 }
+
+fn link(host: &Host, name: &str) -> Option<serde_json::Value> {
+    let output = host.netns.try_cmd(&format!("ip -j -d link show dev {name}"));
+    if !output.status.success() {
+        return None;
+    }
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    Some(json[0].clone())
+}
+
+/// Name of the port that leads to that node.
+fn port(host: &Host, tenant: &str, node: &str) -> String {
+    let status = host.status();
+    let of = |m: &&serde_json::Value| m["tenant"] == tenant && m["node"] == node;
+    let found = status["mappings"].as_array().unwrap().iter().find(of).cloned();
+    found.unwrap()["interface"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn devices_are_made_as_promised_repaired_and_removed_again() {
+    let mesh = mesh(MESH);
+    let host = &mesh.hosts[0];
+    let red = port(host, "red", "host1");
+    let made = link(host, &red).unwrap();
+    assert_eq!(made["ifalias"], "tunnel-mesh port red/host1");
+    assert_eq!(made["altnames"][0], "red/host1");
+    assert_eq!(made["master"], "br-red");
+    assert_eq!(made["mtu"], 1430);
+    assert_eq!(made["linkinfo"]["info_slave_data"]["isolated"], true, "{made:#}");
+    let tunnel = link(host, "vxlan0").unwrap();
+    assert_eq!(tunnel["mtu"], 1430);
+    assert_eq!(tunnel["linkinfo"]["info_data"]["external"], true);
+    assert_eq!(tunnel["linkinfo"]["info_data"]["learning"], false);
+
+    // Altered and deleted devices come back.
+    host.netns.cmd(&format!("bridge link set dev {red} isolated off"));
+    host.netns.cmd(&format!("ip link set {red} mtu 1400"));
+    host.netns.cmd("ip link set vxlan0 down");
+    let blue = port(host, "blue", "host2");
+    host.netns.cmd(&format!("ip link del {blue}"));
+    eventually("repaired", || {
+        let red = link(host, &red).unwrap();
+        red["mtu"] == 1430
+            && red["linkinfo"]["info_slave_data"]["isolated"] == true
+            && link(host, "vxlan0").unwrap()["flags"].to_string().contains("UP")
+            && link(host, &blue).is_some_and(|l| l["master"] == "br-blue")
+    });
+    host.wait_in_force();
+    assert_pings(&mesh.blue[0], "192.168.50.3");
+    assert_pings(&mesh.red[0], "192.168.50.2");
+
+    // Blue leaves host2: its ports go at both ends, and its bridge stays where a workload is in it.
+    let file = mesh.directory.path().join("mesh.yaml");
+    write_atomically(&file, &MESH.replace("br-blue}", "br-blue, members: [host0, host1]}"));
+    eventually("blue's port to host2 is gone", || link(host, &blue).is_none());
+    eventually("blue is gone from host2", || mesh.hosts[2].status()["mappings"].as_array().unwrap().len() == 2);
+    assert!(link(&mesh.hosts[2], "br-blue").is_some(), "the bridge has a foreign port");
+    assert!(silent(&mesh.blue[0], "192.168.50.3"));
+    assert_pings(&mesh.blue[0], "192.168.50.2");
+    assert_pings(&mesh.red[0], "192.168.50.3");
+
+    // Without the workload the bridge is nobody's and goes.
+    mesh.hosts[2].netns.cmd("ip link del w-blue");
+    eventually("the bridge is gone", || link(&mesh.hosts[2], "br-blue").is_none());
+}
+
+#[test]
+fn a_mesh_over_ipv6_carries_both_families() {
+    let mesh = mesh(&MESH.replace("create: true}", "create: true, family: ipv6}"));
+    for (n, workload) in mesh.red.iter().enumerate() {
+        workload.cmd(&format!("ip addr add fd50::{}/64 dev eth0 nodad", n + 1));
+    }
+    assert_pings(&mesh.red[0], "192.168.50.2");
+    assert_pings(&mesh.red[0], "fd50::3");
+    let mapping = &mesh.hosts[0].status()["mappings"][0];
+    assert!(mapping["remote"].as_str().unwrap().starts_with("fd00::"), "{mapping}");
+}

@@ -130,7 +130,9 @@ impl Daemon {
                 _ = interrupt.recv() => break End::Signal,
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading the files and making a pass");
-                    self.reread(Removals { allow: false, delay: true }).await;
+                    if self.reread(Removals { allow: false, delay: true }).await.is_none() {
+                        self.pass(None).await;
+                    }
                 }
                 client = listener.accept() => match client {
                     Ok((stream, _)) => if self.serve(stream).await { break End::Down },
