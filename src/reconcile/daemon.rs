@@ -141,8 +141,12 @@ impl Daemon {
                 event = links.next(), if subscribed => subscribed = self.link_event(event).await,
                 () = files.changed() => {
                     files.settle().await;
-                    self.reread(Removals { allow: false, delay: true }).await;
-                    self.next_rescan = Instant::now() + RESCAN;
+                    // Somebody else's file in a watched directory is no change, and must not put off the rescan that
+                    // removals wait for.
+                    if !self.loader.unchanged() {
+                        self.reread(Removals { allow: false, delay: true }).await;
+                        self.next_rescan = Instant::now() + RESCAN;
+                    }
                 }
                 () = sleep_until(self.next_rescan) => {
                     self.rescan().await;
