@@ -27,9 +27,14 @@
 #define TM_IF_DF 4U
 #define TM_IF_CHECKSUM 8U
 
+/* Bytes, so that bpftool shows an address as people write it; aligned, so that it is read by words. */
 struct tm_addr {
-	__u32 word[4];
-};
+	__u8 byte[16];
+} __attribute__((aligned(4)));
+
+typedef __u32 __attribute__((may_alias)) tm_word;
+
+#define TM_WORD(addr, n) (((tm_word *)(addr)->byte)[n])
 
 /* Key of tunkey2if and of unknown. */
 struct tm_tunkey {

@@ -31,10 +31,10 @@ static __always_inline __u32 tm_check_slot(const struct tm_tunkey *key, __u32 sl
 
 	TM_MIX(sum, 0, key->tunnel);
 	TM_MIX(sum, 1, key->id);
-	TM_MIX(sum, 2, key->remote.word[0]);
-	TM_MIX(sum, 3, key->remote.word[1]);
-	TM_MIX(sum, 4, key->remote.word[2]);
-	TM_MIX(sum, 5, key->remote.word[3]);
+	TM_MIX(sum, 2, TM_WORD(&key->remote, 0));
+	TM_MIX(sum, 3, TM_WORD(&key->remote, 1));
+	TM_MIX(sum, 4, TM_WORD(&key->remote, 2));
+	TM_MIX(sum, 5, TM_WORD(&key->remote, 3));
 	TM_MIX(sum, 6, slot);
 	return sum >> 32;
 }
@@ -47,14 +47,14 @@ static __always_inline __u32 tm_check_if(__u32 ifindex, const struct tm_if_value
 	TM_MIX(sum, 1, v->slot);
 	TM_MIX(sum, 2, v->key.tunnel);
 	TM_MIX(sum, 3, v->key.id);
-	TM_MIX(sum, 4, v->key.remote.word[0]);
-	TM_MIX(sum, 5, v->key.remote.word[1]);
-	TM_MIX(sum, 6, v->key.remote.word[2]);
-	TM_MIX(sum, 7, v->key.remote.word[3]);
-	TM_MIX(sum, 8, v->local.word[0]);
-	TM_MIX(sum, 9, v->local.word[1]);
-	TM_MIX(sum, 10, v->local.word[2]);
-	TM_MIX(sum, 11, v->local.word[3]);
+	TM_MIX(sum, 4, TM_WORD(&v->key.remote, 0));
+	TM_MIX(sum, 5, TM_WORD(&v->key.remote, 1));
+	TM_MIX(sum, 6, TM_WORD(&v->key.remote, 2));
+	TM_MIX(sum, 7, TM_WORD(&v->key.remote, 3));
+	TM_MIX(sum, 8, TM_WORD(&v->local, 0));
+	TM_MIX(sum, 9, TM_WORD(&v->local, 1));
+	TM_MIX(sum, 10, TM_WORD(&v->local, 2));
+	TM_MIX(sum, 11, TM_WORD(&v->local, 3));
 	TM_MIX(sum, 12, v->ttl | (__u32)v->tos << 8 | (__u32)v->flags << 16);
 	return sum >> 32;
 }

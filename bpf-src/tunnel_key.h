@@ -15,15 +15,15 @@
 /* bpf_tunnel_key holds IPv4 addresses in host byte order, IPv6 addresses as on the wire. */
 static __always_inline void tm_map_ipv4(struct tm_addr *addr, __u32 host_order)
 {
-	addr->word[0] = 0;
-	addr->word[1] = 0;
-	addr->word[2] = bpf_htonl(0xffff);
-	addr->word[3] = bpf_htonl(host_order);
+	TM_WORD(addr, 0) = 0;
+	TM_WORD(addr, 1) = 0;
+	TM_WORD(addr, 2) = bpf_htonl(0xffff);
+	TM_WORD(addr, 3) = bpf_htonl(host_order);
 }
 
 static __always_inline int tm_is_ipv4(const struct tm_addr *addr)
 {
-	return addr->word[0] == 0 && addr->word[1] == 0 && addr->word[2] == bpf_htonl(0xffff);
+	return TM_WORD(addr, 0) == 0 && TM_WORD(addr, 1) == 0 && TM_WORD(addr, 2) == bpf_htonl(0xffff);
 }
 
 /* Reads id and remote of a decapsulated packet. Returns what the helper returned. */
@@ -89,8 +89,8 @@ static __always_inline int tm_set_key(struct __sk_buff *skb, const struct tm_if_
 	if (v->flags & (TM_IF_INHERIT_TTL | TM_IF_INHERIT_TOS))
 		tm_inherit(skb, v, &tk);
 	if (tm_is_ipv4(&v->key.remote)) {
-		tk.remote_ipv4 = bpf_ntohl(v->key.remote.word[3]);
-		tk.local_ipv4 = bpf_ntohl(v->local.word[3]);
+		tk.remote_ipv4 = bpf_ntohl(TM_WORD(&v->key.remote, 3));
+		tk.local_ipv4 = bpf_ntohl(TM_WORD(&v->local, 3));
 	} else {
 		__builtin_memcpy(tk.remote_ipv6, &v->key.remote, sizeof(tk.remote_ipv6));
 		__builtin_memcpy(tk.local_ipv6, &v->local, sizeof(tk.local_ipv6));
