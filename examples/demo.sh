@@ -22,16 +22,21 @@ patience=${patience:-1}
 processes=()
 daemons=()
 
+bold='' red_ink='' green_ink='' plain=''
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$'\033[1m' red_ink=$'\033[31m' green_ink=$'\033[32m' plain=$'\033[0m'
+fi
+
 fail() {
-    printf '\n\033[31mdemo: %s\033[0m\n' "$*" >&2
+    printf '\n%sdemo: %s%s\n' "$red_ink" "$*" "$plain" >&2
     local log
     for log in "$work"/host*.log; do
         [ ! -s "$log" ] || { printf -- '--- the end of %s\n' "${log##*/}" && tail -n 15 "$log"; } >&2
     done
     exit 1
 }
-say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
-ok() { printf '   \033[32mok\033[0m  %s\n' "$*"; }
+say() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
+ok() { printf '   %sok%s  %s\n' "$green_ink" "$plain" "$*"; }
 
 # -- Cleaning up, however the demo ends. Processes by their ids, namespaces and pins by our prefix.
 
@@ -164,7 +169,7 @@ drop_file() {
 }
 
 show() {
-    printf '\n\033[1m$ %s\033[0m\n' "$1"
+    printf '\n%s$ %s%s\n' "$bold" "$1" "$plain"
     "${@:2}" || fail "that failed"
 }
 
@@ -313,4 +318,4 @@ for n in "${hosts[@]}"; do
     ok "host$n: tunnel device and pins are gone"
 done
 
-printf '\n\033[32mdemo: all of that was checked.\033[0m\n'
+printf '\n%sdemo: all of that was checked.%s\n' "$green_ink" "$plain"

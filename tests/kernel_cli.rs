@@ -248,3 +248,46 @@ fn foreign_programs_on_our_hooks_stay() {
     let left = host.netns.cmd("tc filter show dev eth1 egress");
     assert!(left.contains("pref 77") && !left.contains("handle_egress"), "{left}");
 }
+
+#[test]
+fn two_capabilities_are_enough_without_root() {
+    let underlay = Underlay::new();
+    let host = host(&underlay);
+    host.write("a.yaml", &(TWO.to_owned() + "  - {interface: eth3, id: 9, remote: 172.16.1.102}\n"));
+    const NOBODY: u32 = 65534;
+    std::fs::create_dir(&host.pins).unwrap();
+    for owned in [host.pins.as_path(), host.files.path()] {
+        std::os::unix::fs::chown(owned, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let modest = |arguments: &[&str]| {
+        let command = host.command(arguments);
+        let caps = "-all,+bpf,+net_admin";
+        let mut words = vec!["setpriv".to_owned(), format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+        words.push("--clear-groups".to_owned());
+        for set in ["inh-caps", "ambient-caps", "bounding-set"] {
+            words.push(format!("--{set}={caps}"));
+        }
+        words.extend(command.get_args().skip(1).map(|a| a.to_string_lossy().into_owned()));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut wrapped = host.netns.spawnable(&words);
+        wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        wrapped
+    };
+    let run = |arguments: &[&str]| {
+        let output = modest(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run(&["plan"]).contains("make the vxlan device"));
+    run(&["apply"]);
+    assert!(run(&["plan"]).ends_with("No changes.\n"));
+    // The daemon takes over, follows a new interface, and ends.
+    let mut daemon = modest(&["run"]).spawn().unwrap();
+    run(&["status", "--wait", "--timeout", "60"]);
+    host.netns.cmd("ip link add eth3 type veth peer name eth3p");
+    eventually("eth3 is mapped", || run(&["status"]).matches(" active").count() == 4);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), rustix::process::Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    run(&["down"]);
+    assert!(!host.netns.cmd("ip -br link").contains("vxlan0"));
+}
