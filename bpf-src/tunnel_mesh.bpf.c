@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * The data plane: handle_ingress on the TC ingress of tunnel devices, handle_egress on the TC egress of ports and on
+ * the TC ingress of endpoints.
+ *
+ * On these hooks every packet is ours. Whatever isn't redirected is counted and dropped: a tenant's packet never
+ * reaches the host's own stack. Nothing is cloned.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+#include "check.h"
+#include "counters.h"
+#include "maps.h"
+#include "tunnel_key.h"
+#include "words.h"
+
+/* Whose device handle_ingress stands on; set anew for every load. */
+const volatile __u32 tunnel_index = 0;
+
+/* Came out of a tunnel: hand it to its tenant. */
+SEC("classifier")
+int handle_ingress(struct __sk_buff *skb)
+{
+	__u32 tunnel = tunnel_index;
+	const volatile struct tm_conf *settings = lookup_u32(&conf, tunnel);
+	__u32 ifindex = skb->ifindex, target, slot, mark;
+	__u64 key[3]; /* struct tm_tunkey */
+	int verdict;
+
+	if (!settings || !(settings->flags & TM_CONF_VALID))
+		return drop(skb, tunnel, TM_DROP_NO_CONF);
+	if (settings->ifindex != ifindex || device_in(tunnel) != ifindex)
+		return drop(skb, tunnel, TM_DROP_WRONG_DEVICE);
+	mark = settings->mark;
+
+	if (read_tunnel_key(skb, tunnel, key))
+		return drop(skb, tunnel, TM_DROP_NO_TUNNEL_KEY);
+	switch (find_slot_ref(key, &slot)) {
+	case LOOKUP_FOUND:
+		break;
+	case LOOKUP_MISS:
+		note_unknown(skb, (const struct tm_tunkey *)key);
+		return drop(skb, tunnel, TM_DROP_UNKNOWN_KEY);
+	default:
+		return drop(skb, tunnel, TM_DROP_INCONSISTENT);
+	}
+
+	target = device_in(slot & TM_SLOT_MASK);
+	if (!target)
+		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_TARGET_GONE);
+	count_rx(skb, slot & TM_SLOT_MASK);
+	if (slot & TM_SLOT_ENDPOINT) {
+		skb->tc_index = 0;
+		skb->mark = 0;
+		verdict = bpf_redirect_peer(target, 0);
+	} else {
+		if (mark)
+			skb->tc_index = mark;
+		verdict = bpf_redirect(target, BPF_F_INGRESS);
+	}
+	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot & TM_SLOT_MASK, TM_DROP_REDIRECT);
+}
+
+/* Whether an interface is one of our ports, and still the device that was mapped. */
+static __always_inline int is_port(__u32 ifindex)
+{
+	__u64 entry[7];
+	__u32 slot;
+
+	if (find_if_entry(ifindex, entry) != LOOKUP_FOUND)
+		return 0;
+	slot = words_first(entry[0]);
+	return !(slot & TM_SLOT_ENDPOINT) && device_in(slot & TM_SLOT_MASK) == ifindex;
+}
+
+/* Sent by a tenant: put it into its tunnel. */
+SEC("classifier")
+int handle_egress(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, from = skb->ingress_ifindex;
+	const volatile struct tm_conf *settings;
+	__u64 entry[7]; /* struct tm_if_entry */
+	__u32 slot, tunnel, target;
+	int endpoint, verdict;
+
+	switch (find_if_entry(ifindex, entry)) {
+	case LOOKUP_FOUND:
+		break;
+	case LOOKUP_MISS:
+		return drop(skb, 0, TM_DROP_NO_ENTRY);
+	default:
+		return drop(skb, 0, TM_DROP_INCONSISTENT);
+	}
+	slot = words_first(entry[0]) & TM_SLOT_MASK;
+	endpoint = !!(words_first(entry[0]) & TM_SLOT_ENDPOINT);
+	tunnel = words_first(entry[1]);
+
+	if (device_in(slot) != ifindex)
+		return drop(skb, slot, TM_DROP_WRONG_DEVICE);
+	if (endpoint) {
+		/* Only what the workload sends is received here. */
+		if (from != ifindex)
+			return drop(skb, slot, TM_DROP_WRONG_HOOK);
+	} else if (from && is_port(from)) {
+		return drop(skb, slot, TM_DROP_SPLIT_HORIZON);
+	}
+
+	settings = lookup_u32(&conf, tunnel);
+	if (!settings || !(settings->flags & TM_CONF_VALID))
+		return drop(skb, slot, TM_DROP_NO_CONF);
+	target = device_in(tunnel);
+	if (!target || target != settings->ifindex)
+		return drop(skb, slot, TM_DROP_TARGET_GONE);
+
+	if (write_tunnel_key(skb, entry))
+		return drop(skb, slot, TM_DROP_SET_TUNNEL_KEY);
+	if (endpoint)
+		skb->tc_index = 0;
+	count_tx(skb, slot);
+	verdict = bpf_redirect(target, 0);
+	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot, TM_DROP_REDIRECT);
+}
+
+char _license[] SEC("license") = "GPL";
