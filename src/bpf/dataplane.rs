@@ -1,0 +1,268 @@
+//! The pinned data plane of one pin directory: opening it, reading it, its programs, taking it down.
+
+use super::abi::{
+    ABI_VERSION, Plain, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey, RawUnknown,
+};
+use super::maps::{self, Maps};
+use super::object::{self, Loaded};
+use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
+use super::{NoMaps, sys};
+use crate::model::{Counters, FIRST_MAPPING_SLOT, LoadedProgram, MapState, Program, TunKey, UnknownKey};
+use anyhow::{Context, Result, bail};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// The pinned data plane of one pin directory.
+///
+/// Interfaces and `devs` are resolved in the network namespace of the thread that calls.
+#[derive(Debug)]
+pub struct Dataplane {
+    pub(super) pins: Pins,
+    pub(super) maps: Option<Maps>,
+    /// A growth was interrupted after it had begun to switch programs: see [`Dataplane::recover`].
+    pub(super) half_grown: bool,
+}
+
+impl Dataplane {
+    /// Opens what is pinned in a directory. Makes and changes nothing; the directory needn't exist.
+    ///
+    /// # Errors
+    /// [`super::LayoutMismatch`] where a pinned map isn't what this program would have made.
+    pub fn open(pin_dir: &Path) -> Result<Self> {
+        let pins = Pins::new(pin_dir);
+        let maps = Maps::open(&pins)?;
+        let half_grown = pins.commit_mark().exists();
+        Ok(Self { pins, maps, half_grown })
+    }
+
+    /// Opens for writing, and first puts right what a crash left half done. The caller holds the writer's lock.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`] and [`Self::recover`].
+    pub fn open_writer(pin_dir: &Path) -> Result<Self> {
+        let mut dataplane = Self::open(pin_dir)?;
+        dataplane.recover()?;
+        Ok(dataplane)
+    }
+
+    /// The pin directory.
+    pub fn pin_dir(&self) -> &Path {
+        &self.pins.dir
+    }
+
+    /// Number of slots, where maps are pinned.
+    pub fn capacity(&self) -> Option<u32> {
+        self.maps.as_ref().map(Maps::capacity)
+    }
+
+    /// The maps, to read from.
+    pub(super) fn maps(&self) -> Result<&Maps> {
+        self.maps.as_ref().ok_or_else(|| NoMaps { dir: self.pins.dir.clone() }.into())
+    }
+
+    /// The maps, to write to.
+    pub(super) fn writable_maps(&self) -> Result<&Maps> {
+        if self.half_grown {
+            bail!("a growth of the maps in {} was interrupted and must be finished first", self.pins.dir.display());
+        }
+        self.maps()
+    }
+
+    /// The contents of the maps, sorted; `None` where none are pinned.
+    ///
+    /// Of `devs`, which must be read slot by slot, only the slots up to the highest that an entry names are read: one
+    /// beyond them is not in use whatever it holds.
+    pub fn observe(&self) -> Result<Option<MapState>> {
+        let Some(maps) = &self.maps else { return Ok(None) };
+        let conf = maps.conf.read_all::<u32, RawConf>()?;
+        let mut tunkey2if: Vec<_> = maps
+            .tunkey2if
+            .read_all::<RawTunKey, RawSlotRef>()?
+            .iter()
+            .map(|(key, value)| (TunKey::from(key), value.decode(key)))
+            .collect();
+        let mut if2tunkey: Vec<_> = maps
+            .if2tunkey
+            .read_all::<u32, RawIfEntry>()?
+            .iter()
+            .map(|(ifindex, value)| (*ifindex, value.decode(*ifindex)))
+            .collect();
+        tunkey2if.sort_unstable_by_key(|(key, _)| *key);
+        if2tunkey.sort_unstable_by_key(|(ifindex, _)| *ifindex);
+
+        let capacity = maps.capacity();
+        let named = tunkey2if.iter().map(|(_, v)| v.slot).chain(if2tunkey.iter().map(|(_, v)| v.slot));
+        let end = named.filter(|slot| *slot < capacity).max().map_or(FIRST_MAPPING_SLOT, |s| s + 1);
+        let mut devs = Vec::new();
+        for slot in 0..end.max(FIRST_MAPPING_SLOT).min(capacity) {
+            match maps.devs.get::<u32, RawDev>(slot)? {
+                Some(dev) if dev.ifindex != 0 => devs.push((slot, dev.ifindex)),
+                _ => {}
+            }
+        }
+        Ok(Some(MapState {
+            capacity,
+            conf: conf.iter().filter_map(|(index, raw)| Some((*index, raw.decode()?))).collect(),
+            tunkey2if,
+            if2tunkey,
+            devs,
+        }))
+    }
+
+    /// Counters by slot, summed over CPUs; slots that counted nothing are left out.
+    pub fn counters(&self) -> Result<Vec<(u32, Counters)>> {
+        let mut counters = Vec::new();
+        self.maps()?.counters.visit(|key, value| {
+            let per_cpu = value.chunks_exact(size_of::<RawCounters>()).map(RawCounters::from_bytes);
+            counters.extend(RawCounters::sum(per_cpu).map(|sum| (u32::from_bytes(key), sum)));
+        })?;
+        Ok(counters)
+    }
+
+    /// Keys that packets came with and nobody mapped, the last seen first.
+    pub fn unknown(&self) -> Result<Vec<UnknownKey>> {
+        let entries = self.maps()?.unknown.read_all::<RawTunKey, RawUnknown>()?;
+        let now_ns = sys::monotonic_ns();
+        let mut keys: Vec<_> = entries.iter().map(|(key, value)| value.decode(key, now_ns)).collect();
+        keys.sort_unstable_by_key(|unknown| (unknown.age_ms, unknown.key));
+        Ok(keys)
+    }
+
+    /// Makes and pins the maps, empty, with that many slots; the hashes hold as many entries. Makes the pin directory.
+    ///
+    /// Where only some maps are pinned, all are made anew: the programs on the old ones are then no longer current.
+    ///
+    /// # Errors
+    /// Where maps are pinned already, or the directory isn't on a BPF file system.
+    pub fn create_maps(&mut self, capacity: u32) -> Result<()> {
+        if self.maps.is_some() {
+            bail!("make maps in {}: there are maps already", self.pins.dir.display());
+        }
+        self.pins.create()?;
+        for name in maps::names() {
+            unpin(&self.pins.map(name))?;
+        }
+        let made = object::create_maps(&self.pins, capacity.max(FIRST_MAPPING_SLOT)).and_then(|()| {
+            let maps = Maps::open(&self.pins)?;
+            let maps = maps.with_context(|| format!("find the maps just made in {}", self.pins.dir.display()))?;
+            let unmarked = RawMeta { abi: ABI_VERSION, ..RawMeta::default() };
+            maps.meta.update_all(&[0], &[unmarked])?;
+            Ok(maps)
+        });
+        match made {
+            Ok(maps) => self.maps = Some(maps),
+            Err(error) => {
+                // Half a set would only be in the way. What can't be removed either is found by the next attempt.
+                maps::names().for_each(|name| drop(unpin(&self.pins.map(name))));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The programs that are pinned, sorted.
+    pub fn programs(&self) -> Result<Vec<LoadedProgram>> {
+        let mut programs = Vec::new();
+        for program in self.pins.list_programs()? {
+            let path = self.pins.program(program);
+            let fd = match sys::open_pin(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                fd => fd.with_context(|| format!("open the pinned program {}", path.display()))?,
+            };
+            let info = sys::program_info(fd.as_fd()).with_context(|| format!("ask about {}", path.display()))?;
+            let current = match &self.maps {
+                None => false,
+                Some(maps) => {
+                    let used = uses(maps, program).iter().all(|id| info.maps.contains(id));
+                    let meta = maps.meta.get::<u32, RawMeta>(object::meta_index(program))?;
+                    used && meta == Some(object::meta(info.id))
+                }
+            };
+            programs.push(LoadedProgram { program, id: info.id, current });
+        }
+        Ok(programs)
+    }
+
+    /// Loads a program of the embedded object on the pinned maps and pins it, in the place of the one pinned before.
+    /// Returns its id. What runs of the old one goes on until its attachment is updated.
+    pub fn load(&mut self, program: Program) -> Result<u32> {
+        let maps = self.writable_maps()?;
+        pin_program(&self.pins, maps, program)
+    }
+
+    /// Unpins a program. It goes on running where it is attached.
+    pub fn unload(&mut self, program: Program) -> Result<()> {
+        unpin(&self.pins.program(program))
+    }
+
+    /// The pinned program, to attach it by clsact.
+    pub fn program_fd(&self, program: Program) -> Result<OwnedFd> {
+        let path = self.pins.program(program);
+        sys::open_pin(&path).with_context(|| format!("open the pinned program {}", path.display()))
+    }
+
+    /// Detaches, unpins and removes all of it: TCX attachments, programs, maps, directories. Goes on after failures
+    /// and reports all of them. What isn't ours stays, and so does the directory then.
+    pub fn remove_all(&mut self) -> Result<()> {
+        self.maps = None;
+        self.half_grown = false;
+        let mut failures = Vec::new();
+        let mut attempt = |result: Result<()>| failures.extend(result.err());
+        for set in [self.pins.clone(), self.pins.next()] {
+            for name in ours(&list(&set.links_dir())?, |name| matches!(name, "ingress" | "egress")) {
+                attempt(super::tcx::discard(&set.links_dir().join(name)));
+            }
+            for name in ours(&list(&set.programs_dir())?, |name| name == "handle") {
+                attempt(unpin(&set.programs_dir().join(name)));
+            }
+            for name in maps::names() {
+                attempt(unpin(&set.map(name)));
+            }
+            attempt(pins::remove_empty_dir(&set.links_dir()));
+            attempt(pins::remove_empty_dir(&set.programs_dir()));
+        }
+        attempt(remove_dir(&self.pins.commit_mark()));
+        attempt(pins::remove_empty_dir(&self.pins.next().dir));
+        attempt(pins::remove_empty_dir(&self.pins.dir));
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<_> = failures.iter().map(|failure| format!("{failure:#}")).collect();
+        bail!("remove the pins in {}: {}", self.pins.dir.display(), all.join("; "))
+    }
+}
+
+/// Names of ours in a directory: those whose first word (behind the prefix of unfinished pins) is one of ours.
+fn ours<'a>(names: &'a [String], first_word: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a String> {
+    names.iter().filter(move |name| {
+        let name = name.strip_prefix(UNFINISHED).unwrap_or(name);
+        name.split_once('_').is_some_and(|(word, _)| first_word(word))
+    })
+}
+
+/// Ids of the maps that a program on this set must use.
+fn uses(maps: &Maps, program: Program) -> Vec<u32> {
+    let both = [&maps.conf, &maps.devs, &maps.counters].into_iter();
+    let own = match program {
+        Program::HandleEgress => vec![&maps.if2tunkey],
+        Program::HandleIngress { .. } => vec![&maps.tunkey2if, &maps.unknown],
+    };
+    both.chain(own).map(|map| map.fd.info().id).collect()
+}
+
+/// Loads a program on the maps in `pins` and pins it there, in the place of the one pinned before. Returns its id.
+pub(super) fn pin_program(pins: &Pins, maps: &Maps, program: Program) -> Result<u32> {
+    let mut loaded = Loaded::new(pins, program)?;
+    let classifier = loaded.classifier()?;
+    let fd = classifier.fd()?.as_fd();
+    let id = sys::program_info(fd).with_context(|| format!("ask about {}", program.name()))?.id;
+    let (unfinished, path) = (pins.unfinished_program(program), pins.program(program));
+    pins.create()?;
+    unpin(&unfinished)?;
+    sys::pin(fd, &unfinished).with_context(|| format!("pin {} as {}", program.name(), unfinished.display()))?;
+    // The record first: should we stop in between, it doesn't fit the program pinned, which is then loaded again.
+    maps.meta.update_all(&[object::meta_index(program)], &[object::meta(id)])?;
+    pins::rename(&unfinished, &path)?;
+    Ok(id)
+}
