@@ -49,13 +49,26 @@ static __always_inline void count_tx(struct __sk_buff *skb, __u32 slot)
 	}
 }
 
-/* Counts a drop on a slot and says the verdict. */
+/*
+ * Counts a drop on a slot and says the verdict.
+ *
+ * Without CAP_PERFMON the verifier refuses to index a map value by a register whose value depends on the path. So
+ * each reason has its own constant offset, and the barrier keeps the compiler from making an index of them again.
+ */
 static __noinline int drop(struct __sk_buff *skb, __u32 slot, enum tm_drop reason)
 {
 	struct tm_counters *c = counters_of(slot);
+	__u64 packets = skb_packets(skb);
 
-	if (c && reason < TM_DROP_REASONS)
-		c->drops[reason] += skb_packets(skb);
+	if (!c)
+		return TC_ACT_SHOT;
+#pragma unroll
+	for (__u32 r = 0; r < TM_DROP_REASONS; r++) {
+		if (r == reason) {
+			asm volatile("" : "+r"(c));
+			c->drops[r] += packets;
+		}
+	}
 	return TC_ACT_SHOT;
 }
 
