@@ -230,7 +230,7 @@ fn a_stranger_with_the_tunnels_ifindex_gets_nothing() {
     a.within(|_| fs::write("/proc/sys/net/ipv6/conf/trap/disable_ipv6", "1").unwrap());
     run(&format!("ip -n {} link set trap up", a.ns));
     assert_eq!(a.ping("192.168.5.2", 2), 0);
-    assert!(a.counters(SLOT).dropped(DropReason::TargetGone) >= 2);
+    assert!(a.counters(SLOT).dropped(DropReason::TargetGone) > 0);
     let text = a.within(|_| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
     let line = text.lines().find(|l| l.trim_start().starts_with("trap:")).unwrap();
     assert_eq!(line.split_whitespace().nth(10), Some("0"), "{line}");
@@ -263,29 +263,13 @@ fn what_came_from_a_tunnel_never_leaves_through_another() {
 fn the_mark_reaches_tc_index() {
     let mut lab = Lab::new();
     let (a, b) = wired(&mut lab, false);
-    let pin = foreign_program(&mut lab);
+    let pin = lab.foreign_program();
     b.attach_clsact(&pin.join("foreign"), "p0", Direction::Ingress);
     know_neighbour(&a, &b);
     know_neighbour(&b, &a);
     assert_eq!(a.ping("192.168.5.2", 3), 3);
     let text = run(&format!("bpftool map lookup pinned {} key {MARK} 0 0 0", pin.join("seen").display()));
     assert!(text.contains("\"value\": 3") || text.contains("value: 03 00"), "{text}");
-}
-
-/// Compiles, loads and pins somebody else's program and its map; returns the directory.
-fn foreign_program(lab: &mut Lab) -> std::path::PathBuf {
-    let temporary = tempfile::tempdir().unwrap();
-    let object = temporary.path().join("foreign.o");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bpf_lab/foreign.bpf.c");
-    let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-    let mut clang = Command::new("clang");
-    clang.args(["-O2", "-g", "-target", "bpf", &include, "-c"]).arg(&source).arg("-o").arg(&object);
-    assert!(clang.status().unwrap().success());
-    let dir = lab.pin_dir("foreign");
-    fs::create_dir(&dir).unwrap();
-    let (object, dir_text) = (object.display(), dir.display());
-    run(&format!("bpftool prog load {object} {dir_text}/foreign type classifier pinmaps {dir_text}"));
-    dir
 }
 
 #[test]

@@ -112,6 +112,22 @@ impl Lab {
         host
     }
 
+    /// Compiles, loads and pins somebody else's program and its map; returns the directory.
+    pub fn foreign_program(&mut self) -> PathBuf {
+        let temporary = tempfile::tempdir().unwrap();
+        let object = temporary.path().join("foreign.o");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bpf_lab/foreign.bpf.c");
+        let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+        let mut clang = Command::new("clang");
+        clang.args(["-O2", "-g", "-target", "bpf", &include, "-c"]).arg(&source).arg("-o").arg(&object);
+        assert!(clang.status().unwrap().success());
+        let dir = self.pin_dir("foreign");
+        fs::create_dir(&dir).unwrap();
+        let (object, dir_text) = (object.display(), dir.display());
+        run(&format!("bpftool prog load {object} {dir_text}/foreign type classifier pinmaps {dir_text}"));
+        dir
+    }
+
     /// Two hosts, `a` (10.9.0.1, fd00:9::1) and `b` (.2), joined by their underlay.
     pub fn two_hosts(&mut self) -> (Host, Host) {
         let (a, b) = (self.host("a", 1), self.host("b", 2));
