@@ -2,6 +2,8 @@
 //!
 //! Gives the crate two environment variables: `TUNNEL_MESH_BPF_OBJECT`, the object's path, and
 //! `TUNNEL_MESH_BPF_BUILD`, a hash of its bytes in decimal, by which a running program is told from this build's.
+//! The tests, which also run where no compiler is, get a program that plays somebody else's:
+//! `TUNNEL_MESH_FOREIGN_OBJECT`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -9,6 +11,7 @@ use std::{env, fs};
 
 const SOURCE_DIR: &str = "bpf-src";
 const PROGRAM: &str = "bpf-src/tunnel_mesh.bpf.c";
+const FOREIGN: &str = "tests/bpf_lab/foreign.bpf.c";
 const PACKAGES: &str = "install clang and the libbpf headers (Debian, Ubuntu: apt-get install clang libbpf-dev \
                         linux-libc-dev)";
 
@@ -29,8 +32,19 @@ fn compile() -> Result<(), String> {
     }
     println!("cargo:rerun-if-env-changed=CLANG");
 
+    let bytes = compile_one(PROGRAM, "BPF")?;
+    println!("cargo:rustc-env=TUNNEL_MESH_BPF_BUILD={}", fnv1a(&bytes));
+    println!("cargo:rerun-if-changed={FOREIGN}");
+    if Path::new(FOREIGN).exists() {
+        compile_one(FOREIGN, "FOREIGN")?;
+    }
+    Ok(())
+}
+
+/// Compiles a source to an object, tells the crate its path, and returns its bytes.
+fn compile_one(source: &str, name: &str) -> Result<Vec<u8>, String> {
     let root = variable("CARGO_MANIFEST_DIR")?;
-    let object = PathBuf::from(variable("OUT_DIR")?).join("tunnel_mesh.bpf.o");
+    let object = PathBuf::from(variable("OUT_DIR")?).join(format!("{}.o", name.to_lowercase()));
     let target = if variable("CARGO_CFG_TARGET_ENDIAN")? == "big" { "bpfeb" } else { "bpfel" };
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
 
@@ -47,7 +61,7 @@ fn compile() -> Result<(), String> {
     if Path::new(&multiarch).is_dir() {
         command.arg(format!("-I{multiarch}"));
     }
-    command.args(["-c", PROGRAM, "-o"]).arg(&object);
+    command.args(["-c", source, "-o"]).arg(&object);
 
     let output = command.output().map_err(|e| format!("run {clang}: {e}; {PACKAGES}, or set CLANG to a clang"))?;
     let messages = String::from_utf8_lossy(&output.stderr);
@@ -55,11 +69,8 @@ fn compile() -> Result<(), String> {
         let remedy = if messages.contains("file not found") { format!("\n{PACKAGES}") } else { String::new() };
         return Err(format!("{clang} {}:\n{messages}{remedy}", output.status));
     }
-
-    let bytes = fs::read(&object).map_err(|e| format!("read {}: {e}", object.display()))?;
-    println!("cargo:rustc-env=TUNNEL_MESH_BPF_OBJECT={}", object.display());
-    println!("cargo:rustc-env=TUNNEL_MESH_BPF_BUILD={}", fnv1a(&bytes));
-    Ok(())
+    println!("cargo:rustc-env=TUNNEL_MESH_{name}_OBJECT={}", object.display());
+    fs::read(&object).map_err(|e| format!("read {}: {e}", object.display()))
 }
 
 fn variable(name: &str) -> Result<String, String> {

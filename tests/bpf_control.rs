@@ -5,7 +5,7 @@ mod bpf_lab;
 
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use bpf_lab::{Host, INGRESS, Lab, TUNNEL, in_netns, ping_in, run};
+use bpf_lab::{Host, INGRESS, Lab, TUNNEL, in_netns, ping_in, run, uses_tcx};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -44,16 +44,16 @@ fn numbered(n: u32) -> ((TunKey, SlotRef), (u32, IfEntry)) {
     let slot = SLOT + n;
     let entry = IfEntry {
         slot,
-        endpoint: n % 2 == 0,
+        endpoint: n.is_multiple_of(2),
         key,
         local: IpAddr::from([10, 9, 0, 1]),
         ttl: OuterField::Inherit,
         tos: OuterField::Fixed(8),
-        df: n % 3 == 0,
-        checksum: n % 5 == 0,
+        df: n.is_multiple_of(3),
+        checksum: n.is_multiple_of(5),
         valid: true,
     };
-    ((key, SlotRef { slot, endpoint: n % 2 == 0, valid: true }), (1000 + n, entry))
+    ((key, SlotRef { slot, endpoint: n.is_multiple_of(2), valid: true }), (1000 + n, entry))
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn growth_under_traffic_loses_nothing() {
                 let mut dp = Dataplane::open_writer(&dir).unwrap();
                 let growth = dp.grow_maps(capacity).unwrap();
                 assert_eq!(growth.programs.len(), 2);
-                if probe_tcx().unwrap() {
+                if uses_tcx() {
                     assert_eq!(growth.switched, 2);
                     let running: BTreeSet<_> = dp.tcx_attachments().unwrap().iter().map(|x| x.program).collect();
                     let ids = growth.programs.iter().map(|(_, id)| Some(*id)).collect();
@@ -244,7 +244,7 @@ fn an_interrupted_growth_is_thrown_away_or_finished() {
     assert!(!dir.join("next").exists());
     assert_eq!((dp.capacity(), ids(&dp)), (Some(512), new.to_vec()));
     assert!(dp.programs().unwrap().iter().all(|p| p.current));
-    if probe_tcx().unwrap() {
+    if uses_tcx() {
         let running: BTreeSet<_> =
             in_netns(&a.ns, || dp.tcx_attachments().unwrap()).iter().map(|x| x.program.unwrap()).collect();
         assert_eq!(running, new.into_iter().collect());
@@ -293,7 +293,7 @@ fn attached(ns: &str, dp: &Dataplane) -> Vec<(u32, Direction, Option<u32>, u32)>
 
 #[test]
 fn attachments_are_pinned_taken_over_and_replaced_in_place() {
-    if !probe_tcx().unwrap() {
+    if !uses_tcx() {
         return;
     }
     let mut lab = Lab::new();
@@ -331,7 +331,7 @@ fn attachments_are_pinned_taken_over_and_replaced_in_place() {
 
 #[test]
 fn a_defunct_attachment_is_made_anew() {
-    if !probe_tcx().unwrap() {
+    if !uses_tcx() {
         return;
     }
     let mut lab = Lab::new();
@@ -360,7 +360,7 @@ fn a_defunct_attachment_is_made_anew() {
 
 #[test]
 fn a_foreign_program_before_ours_is_overtaken_without_a_gap() {
-    if !probe_tcx().unwrap() {
+    if !uses_tcx() {
         return;
     }
     let mut lab = Lab::new();

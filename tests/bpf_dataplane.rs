@@ -3,10 +3,9 @@
 
 mod bpf_lab;
 
-use bpf_lab::{Host, INGRESS, Lab, MARK, TUNNEL, in_netns, ping_in, run};
+use bpf_lab::{Host, INGRESS, Lab, MARK, TUNNEL, in_netns, ping_in, run, uses_tcx};
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use tunnel_mesh::bpf::grace_period;
 use tunnel_mesh::model::{Attach, Direction, DropReason, OuterField, Program, TunKey};
@@ -214,7 +213,7 @@ fn a_port_moved_to_another_namespace_sends_nothing_there() {
     let before = sent();
     assert_eq!(ping_in(&elsewhere, "192.168.5.2", 2), 0);
     assert_eq!(sent(), before);
-    if tunnel_mesh::bpf::probe_tcx().unwrap() {
+    if uses_tcx() {
         let dropped = a.counters(SLOT).dropped(DropReason::WrongDevice) + a.counters(0).dropped(DropReason::NoEntry);
         assert!(dropped > 0, "{:?} {:?}", a.counters(SLOT), a.counters(0));
     }
@@ -279,7 +278,7 @@ fn clsact_carries_the_same_packets() {
     for (host, remote, address) in [(&a, &b, "192.168.5.1/24"), (&b, &a, "192.168.5.2/24")] {
         host.add_port("p0", Some(address));
         host.map("p0", SLOT, ID, remote.v4, Attach::Port);
-        if tunnel_mesh::bpf::probe_tcx().unwrap() {
+        if uses_tcx() {
             let (port, tunnel) = (host.ifindex("p0"), host.ifindex("vxlan0"));
             let mut dp = tunnel_mesh::bpf::Dataplane::open(host.dp.pin_dir()).unwrap();
             in_netns(&host.ns, || {
@@ -312,7 +311,7 @@ fn only_two_capabilities_are_needed() {
         assert!(dp.programs().unwrap().iter().all(|p| p.current));
         dp.write_devs(&[(64, 1)]).unwrap();
         dp.grow_maps(256).unwrap();
-        if tunnel_mesh::bpf::probe_tcx().unwrap() {
+        if uses_tcx() {
             dp.tcx_attach(Program::HandleEgress, 1, Direction::Egress).unwrap();
             dp.tcx_attach(INGRESS, 1, Direction::Ingress).unwrap();
             assert_eq!(dp.tcx_attachments().unwrap().len(), 2);

@@ -35,8 +35,7 @@ fn section<'a>(elf: &'a [u8], wanted: &str) -> &'a [u8] {
 }
 
 fn object_btf() -> Btf {
-    let object = std::fs::read(env!("TUNNEL_MESH_BPF_OBJECT")).unwrap();
-    let section = section(&object, ".BTF");
+    let section = section(include_bytes!(env!("TUNNEL_MESH_BPF_OBJECT")), ".BTF");
     let header = u32_at(section, 4);
     let types = &section[header + u32_at(section, 8)..][..u32_at(section, 12)];
     let strings = &section[header + u32_at(section, 16)..];

@@ -234,7 +234,7 @@ impl Dataplane {
 }
 
 /// Names of ours in a directory: those whose first word (behind the prefix of unfinished pins) is one of ours.
-fn ours<'a>(names: &'a [String], first_word: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a String> {
+fn ours(names: &[String], first_word: impl Fn(&str) -> bool) -> impl Iterator<Item = &String> {
     names.iter().filter(move |name| {
         let name = name.strip_prefix(UNFINISHED).unwrap_or(name);
         name.split_once('_').is_some_and(|(word, _)| first_word(word))

@@ -40,6 +40,11 @@ pub struct Host {
     pub v6: IpAddr,
 }
 
+/// Whether hosts attach by TCX: where the kernel has it, unless `TUNNEL_MESH_HOOK` says `clsact`.
+pub fn uses_tcx() -> bool {
+    std::env::var_os("TUNNEL_MESH_HOOK").is_none_or(|hook| hook != "clsact") && probe_tcx().unwrap()
+}
+
 /// Runs a command to its end, in the namespace of the calling thread.
 pub fn output(command: &str) -> Output {
     let mut words = command.split_whitespace();
@@ -112,19 +117,14 @@ impl Lab {
         host
     }
 
-    /// Compiles, loads and pins somebody else's program and its map; returns the directory.
+    /// Loads and pins somebody else's program, `foreign`, and its map, `seen`; returns the directory.
     pub fn foreign_program(&mut self) -> PathBuf {
-        let temporary = tempfile::tempdir().unwrap();
-        let object = temporary.path().join("foreign.o");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bpf_lab/foreign.bpf.c");
-        let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-        let mut clang = Command::new("clang");
-        clang.args(["-O2", "-g", "-target", "bpf", &include, "-c"]).arg(&source).arg("-o").arg(&object);
-        assert!(clang.status().unwrap().success());
+        let object = tempfile::NamedTempFile::new().unwrap();
+        fs::write(object.path(), include_bytes!(env!("TUNNEL_MESH_FOREIGN_OBJECT"))).unwrap();
         let dir = self.pin_dir("foreign");
         fs::create_dir(&dir).unwrap();
-        let (object, dir_text) = (object.display(), dir.display());
-        run(&format!("bpftool prog load {object} {dir_text}/foreign type classifier pinmaps {dir_text}"));
+        let (object, pins) = (object.path().display(), dir.display());
+        run(&format!("bpftool prog load {object} {pins}/foreign type classifier pinmaps {pins}"));
         dir
     }
 
@@ -195,7 +195,7 @@ impl Host {
     /// Attaches a pinned program: by TCX where the kernel has it, else by clsact, with tc.
     pub fn attach(&self, program: Program, interface: &str, direction: Direction) {
         let ifindex = self.ifindex(interface);
-        if probe_tcx().unwrap() {
+        if uses_tcx() {
             // A second view of the same pins: attaching needs the right to write.
             let dir = self.dp.pin_dir();
             return in_netns(&self.ns, || {
