@@ -3,7 +3,8 @@
  * Pairs of 32-bit fields as the 64-bit words they lie in.
  *
  * For programs. The verifiers of Linux 6.1 and older, when the loader lacks CAP_PERFMON, refuse two stores of 32 bits
- * into one 8-byte slot of the stack. So everything that a program puts on its stack is put there in whole words.
+ * into one 8-byte slot of the stack, and one over a spilled register. So everything that a program puts on its stack is
+ * put there in whole words; a test looks through the object for anything narrower.
  */
 #ifndef TM_WORDS_H
 #define TM_WORDS_H

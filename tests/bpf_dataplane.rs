@@ -5,6 +5,7 @@ mod bpf_lab;
 
 use bpf_lab::{Host, INGRESS, Lab, MARK, TUNNEL, in_netns, ping_in, run, uses_tcx};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use tunnel_mesh::bpf::grace_period;
@@ -65,13 +66,14 @@ fn the_wire_shows_id_addresses_and_outer_fields() {
         a.within(|dp| {
             dp.write_if2tunkey(&[(ifindex, tunnel_mesh::model::IfEntry { ttl, tos, df, checksum, ..entry })]).unwrap();
         });
-        let dump = in_netns(&b.ns, || {
+        let mut dump = in_netns(&b.ns, || {
             let sum = if checksum { "!=" } else { "=" };
             let filter = format!("udp dst port 4789 and src 10.9.0.1 and udp[6:2] {sum} 0");
-            let args = ["5", "tcpdump", "-n", "-v", "-c", "1", "--immediate-mode", "-i", "u0", &filter];
-            Command::new("timeout").args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+            let args = ["20", "tcpdump", "-n", "-v", "-c", "1", "--immediate-mode", "-i", "u0", &filter];
+            Command::new("timeout").args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         });
-        std::thread::sleep(std::time::Duration::from_millis(400));
+        let mut messages = BufReader::new(dump.stderr.take().unwrap()).lines();
+        assert!(messages.any(|line| line.unwrap().contains("listening")));
         in_netns(&a.ns, || run("ping -n -q -c 2 -i 0.1 -W 1 -Q 0x20 -t 33 192.168.5.2"));
         String::from_utf8(dump.wait_with_output().unwrap().stdout).unwrap()
     };

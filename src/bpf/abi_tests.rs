@@ -108,6 +108,24 @@ fn drop_reasons_have_the_programs_order() {
     }
 }
 
+/// Verifiers of Linux 6.1 and older refuse narrower ones when the loader lacks CAP_PERFMON.
+#[test]
+fn programs_store_only_whole_words_on_their_stack() {
+    let object = include_bytes!(env!("TUNNEL_MESH_BPF_OBJECT"));
+    let mut stores = 0;
+    for name in ["classifier", ".text"] {
+        for (index, instruction) in section(object, name).chunks_exact(8).enumerate() {
+            let (code, to) = (instruction[0], instruction[1] & 0xf);
+            // ST or STX in memory mode, to the frame pointer.
+            if matches!(code & 0xe7, 0x62 | 0x63) && to == 10 {
+                assert_eq!(code & 0x18, 0x18, "{name}, instruction {index}: {instruction:02x?}");
+                stores += 1;
+            }
+        }
+    }
+    assert!(stores > 0);
+}
+
 /// Macros aren't in BTF, so they are read from the header itself.
 #[test]
 fn constants_are_those_of_the_header() {
