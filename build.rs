@@ -1,59 +1,97 @@
-//! Compiles the data plane in `bpf-src/` with clang, for embedding, and names its version.
+//! Compiles the eBPF object from `bpf-src/` with clang, for embedding in the binary.
+//!
+//! Gives the crate two environment variables: `TUNNEL_MESH_BPF_OBJECT`, the object's path, and
+//! `TUNNEL_MESH_BPF_BUILD`, a hash of its bytes in decimal, by which a running program is told from this build's.
+//! The tests, which also run where no compiler is, get programs that play somebody else's:
+//! `TUNNEL_MESH_FOREIGN_OBJECT` and so on.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, exit};
+use std::{env, fs};
+
+const SOURCE_DIR: &str = "bpf-src";
+const PROGRAM: &str = "bpf-src/tunnel_mesh.bpf.c";
+const FOR_TESTS: [(&str, &str); 3] = [
+    ("tests/programs/foreign.bpf.c", "FOREIGN"),
+    ("tests/programs/probe.bpf.c", "PROBE"),
+    ("tests/programs/verdict.bpf.c", "VERDICT"),
+];
+const PACKAGES: &str = "install clang and the libbpf headers (Debian, Ubuntu: apt-get install clang libbpf-dev \
+                        linux-libc-dev)";
 
 fn main() {
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    println!("cargo::rerun-if-changed=bpf-src");
-    println!("cargo::rerun-if-env-changed=CLANG");
-    let object = out.join("tunnel_mesh.bpf.o");
-    compile(Path::new("bpf-src/tunnel_mesh.bpf.c"), &object);
-    let bytes = std::fs::read(&object).expect("read the compiled data plane");
-    println!("cargo::rustc-env=TUNNEL_MESH_BPF_BUILD={:016x}", fnv1a(&bytes));
-
-    println!("cargo::rerun-if-changed=tests/programs");
-    // Programs that tests put beside ours; they run where there is no compiler, too.
-    for name in ["probe", "verdict"] {
-        let source = PathBuf::from(format!("tests/programs/{name}.bpf.c"));
-        if source.exists() {
-            compile(&source, &out.join(format!("{name}.bpf.o")));
-        }
+    if let Err(error) = compile() {
+        eprintln!("error: compile the eBPF object: {error}");
+        exit(1);
     }
 }
 
-fn compile(source: &Path, object: &Path) {
-    let clang = std::env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
+fn compile() -> Result<(), String> {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed={SOURCE_DIR}");
+    let sources = fs::read_dir(SOURCE_DIR).map_err(|e| format!("read {SOURCE_DIR}: {e}"))?;
+    for source in sources {
+        let source = source.map_err(|e| format!("read {SOURCE_DIR}: {e}"))?;
+        println!("cargo:rerun-if-changed={}", source.path().display());
+    }
+    println!("cargo:rerun-if-env-changed=CLANG");
+
+    let bytes = compile_one(PROGRAM, "BPF")?;
+    println!("cargo:rustc-env=TUNNEL_MESH_BPF_BUILD={}", fnv1a(&bytes));
+    for (source, name) in FOR_TESTS {
+        println!("cargo:rerun-if-changed={source}");
+        if Path::new(source).exists() {
+            compile_one(source, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles a source to an object, tells the crate its path, and returns its bytes.
+fn compile_one(source: &str, name: &str) -> Result<Vec<u8>, String> {
+    let root = variable("CARGO_MANIFEST_DIR")?;
+    let object = PathBuf::from(variable("OUT_DIR")?).join(format!("{}.o", name.to_lowercase()));
+    let target = if variable("CARGO_CFG_TARGET_ENDIAN")? == "big" { "bpfeb" } else { "bpfel" };
+    let clang = env::var("CLANG").unwrap_or_else(|_| "clang".to_owned());
+
     let mut command = Command::new(&clang);
-    command.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-target", "bpf", "-mcpu=v3"]);
-    // Debian keeps asm/types.h in a directory of the architecture, which clang doesn't search for bpf.
-    for triplet in
-        ["x86_64-linux-gnu", "aarch64-linux-gnu", "s390x-linux-gnu", "powerpc64le-linux-gnu", "riscv64-linux-gnu"]
-    {
-        let directory = Path::new("/usr/include").join(triplet);
-        if directory.join("asm/types.h").exists() {
-            command.arg("-I").arg(directory);
-            break;
-        }
+    command
+        .current_dir(&root)
+        // With v3 the compiler spills 32-bit registers, which old verifiers refuse (see bpf-src/words.h).
+        .args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-mcpu=v2"])
+        .args(["-target", target])
+        // The same sources give the same bytes wherever they lie.
+        .arg(format!("-ffile-prefix-map={root}=."))
+        .arg("-fdebug-compilation-dir=.");
+    // <asm/types.h> lies beside the other headers only for the compiler's own target.
+    let multiarch = format!("/usr/include/{}-linux-{}", variable("CARGO_CFG_TARGET_ARCH")?, target_env());
+    if Path::new(&multiarch).is_dir() {
+        command.arg(format!("-I{multiarch}"));
     }
-    command.arg("-I").arg("bpf-src").arg("-c").arg(source).arg("-o").arg(object);
-    match command.output() {
-        Err(error) => fail(&format!("can't run {clang}: {error}. Install clang (Debian, Ubuntu: `make deps`)")),
-        Ok(output) if !output.status.success() => fail(&format!(
-            "{clang} could not compile {}. If a header is missing, install libbpf-dev and linux-libc-dev (`make deps`).\n{}",
-            source.display(),
-            String::from_utf8_lossy(&output.stderr)
-        )),
-        Ok(_) => {}
+    command.args(["-c", source, "-o"]).arg(&object);
+
+    let output = command.output().map_err(|e| format!("run {clang}: {e}; {PACKAGES}, or set CLANG to a clang"))?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        let remedy = if messages.contains("file not found") { format!("\n{PACKAGES}") } else { String::new() };
+        return Err(format!("{clang} {}:\n{messages}{remedy}", output.status));
+    }
+    println!("cargo:rustc-env=TUNNEL_MESH_{name}_OBJECT={}", object.display());
+    fs::read(&object).map_err(|e| format!("read {}: {e}", object.display()))
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|e| format!("read the environment variable {name}: {e}"))
+}
+
+fn target_env() -> String {
+    match env::var("CARGO_CFG_TARGET_ENV") {
+        Ok(name) if !name.is_empty() => name,
+        _ => "gnu".to_owned(),
     }
 }
 
-fn fail(message: &str) -> ! {
-    eprintln!("error: {message}");
-    std::process::exit(1);
-}
-
-/// A name for the object's content, not a protection: FNV-1a, 64 bits.
+/// FNV-1a, 64 bits.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

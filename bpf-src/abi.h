@@ -1,90 +1,98 @@
-/* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0-only) */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * What the programs and user space agree on: layouts, limits, flags, drop reasons.
+ * Layouts and numbers shared with user space; src/bpf/abi.rs mirrors every line of this file.
  *
- * Include it anywhere. src/bpf/abi.rs mirrors it; a test compares both with the BTF of the compiled object.
- * Integers are in host byte order, addresses in network byte order. An IPv4 address is stored IPv4-mapped
- * (::ffff:a.b.c.d), so that a key has one form for both families.
+ * May be included by anything. Integers are in host order, addresses in network order, an IPv4 address is stored
+ * IPv4-mapped (::ffff:a.b.c.d). All structures are whole 8-byte words. A change that an older daemon would misread
+ * raises TM_ABI_VERSION.
  */
 #ifndef TM_ABI_H
 #define TM_ABI_H
 
 #include <linux/types.h>
 
-#define TM_TUNNELS 64        /* entries of conf; index 0 is never a tunnel */
-#define TM_SLOT_NONE 0       /* counters of drops that belong to no tunnel or mapping */
-#define TM_UNKNOWN_KEYS 1024 /* keys that are remembered although nobody mapped them */
+#define TM_ABI_VERSION 1
 
-/* The word "slot | flags" of both hashes: a slot has 28 bits. */
+/* Entries of `conf`. Index 0 is never a tunnel. Slots below are tunnels, from there mappings. */
+#define TM_TUNNEL_INDEXES 64
+
+/* Entries of `unknown`. */
+#define TM_UNKNOWN_ENTRIES 1024
+
+/* A slot and its flags share one 32-bit word. */
 #define TM_SLOT_MASK 0x0fffffffU
-#define TM_SLOT_ENDPOINT 0x80000000U /* deliver to the peer of the device */
+#define TM_SLOT_ENDPOINT 0x80000000U
 
-#define TM_CONF_VALID 1U
+/* tm_conf.flags */
+#define TM_CONF_VALID 0x1U
 
-/* Flags of tm_if_value. */
-#define TM_IF_INHERIT_TTL 1U
-#define TM_IF_INHERIT_TOS 2U
-#define TM_IF_DF 4U
-#define TM_IF_CHECKSUM 8U
+/* tm_if_entry.flags */
+#define TM_IF_INHERIT_TTL 0x1U
+#define TM_IF_INHERIT_TOS 0x2U
+#define TM_IF_DF 0x4U
+#define TM_IF_CHECKSUM 0x8U
 
-/* Bytes, so that bpftool shows an address as people write it; aligned, so that it is read by words. */
-struct tm_addr {
-	__u8 byte[16];
-} __attribute__((aligned(4)));
-
-typedef __u32 __attribute__((may_alias)) tm_word;
-
-#define TM_WORD(addr, n) (((tm_word *)(addr)->byte)[n])
-
-/* Key of tunkey2if and of unknown. */
-struct tm_tunkey {
-	__u32 tunnel;
-	__u32 id;
-	struct tm_addr remote;
-};
-
-/* Value of tunkey2if: written and read as one 64-bit word. */
-struct tm_slot {
-	__u32 slot; /* slot | flags */
-	__u32 check;
-} __attribute__((aligned(8)));
-
-/* Value of if2tunkey. */
-struct tm_if_value {
-	__u32 slot; /* slot | flags */
-	__u32 check;
-	struct tm_tunkey key;
-	struct tm_addr local;
-	__u8 ttl;
-	__u8 tos;
-	__u16 flags;
-	__u32 reserved;
-} __attribute__((aligned(8)));
-
-/* Entry of conf. */
-struct tm_conf {
-	__u32 ifindex; /* the tunnel device; 0: none at present */
-	__u32 flags;
-	__u32 mark; /* value for tc_index in port mode; 0: not written */
-	__u32 reserved;
-	char name[16]; /* of the tunnel, NUL-terminated */
-};
-
+/* Why a packet was dropped. Names in src/bpf/abi.rs, in this order; append only. */
 enum tm_drop {
-	TM_DROP_UNKNOWN_KEY,    /* nobody mapped the key; see the map unknown */
-	TM_DROP_NO_TUNNEL_KEY,  /* the packet carries no readable tunnel key */
-	TM_DROP_NO_CONF,        /* conf has no such tunnel */
-	TM_DROP_WRONG_DEVICE,   /* this interface isn't the one that was mapped */
-	TM_DROP_NO_ENTRY,       /* a program of ours runs here, but nothing maps the interface */
-	TM_DROP_TARGET_GONE,    /* the device to redirect to is gone */
-	TM_DROP_SPLIT_HORIZON,  /* came in through a port of ours, would leave through another */
+	TM_DROP_UNKNOWN_KEY,   /* nobody mapped the key that a packet came with */
+	TM_DROP_NO_TUNNEL_KEY, /* bpf_skb_get_tunnel_key failed: the device isn't in external mode */
+	TM_DROP_NO_CONF,       /* the tunnel has no valid entry in `conf` */
+	TM_DROP_WRONG_DEVICE,  /* this device isn't the one that was mapped */
+	TM_DROP_NO_ENTRY,      /* the interface has no entry in `if2tunkey` */
+	TM_DROP_TARGET_GONE,   /* the device to send to is gone */
+	TM_DROP_SPLIT_HORIZON, /* came in from a tunnel, was about to leave through one */
+	TM_DROP_WRONG_HOOK,    /* an endpoint's program saw a packet that the workload didn't send */
 	TM_DROP_SET_TUNNEL_KEY, /* bpf_skb_set_tunnel_key failed */
-	TM_DROP_REDIRECT,       /* bpf_redirect or bpf_redirect_peer failed */
-	TM_DROP_INCONSISTENT,   /* the entry was being replaced at every look */
+	TM_DROP_REDIRECT,      /* the redirect helper refused */
+	TM_DROP_INCONSISTENT,  /* an entry failed its check at every try */
+	TM_DROP_SPARE,         /* not used yet */
 	TM_DROP_REASONS,
 };
 
-/* Entry of counters, per CPU, by slot. Packets count the segments of GSO packets. */
+/* Key of `tunkey2if` and of `unknown`. */
+struct tm_tunkey {
+	__u32 tunnel;
+	__u32 id;
+	__u8 remote[16];
+};
+
+/* Value of `tunkey2if`, read in one 64-bit load. */
+struct tm_slot_ref {
+	__u32 slot; /* TM_SLOT_MASK | TM_SLOT_ENDPOINT */
+	__u32 check;
+};
+
+/* Value of `if2tunkey`; its key is an ifindex. */
+struct tm_if_entry {
+	__u32 slot; /* TM_SLOT_MASK | TM_SLOT_ENDPOINT */
+	__u32 check;
+	__u32 tunnel;
+	__u32 id;
+	__u8 remote[16];
+	__u8 local[16];
+	__u8 ttl;
+	__u8 tos;
+	__u16 flags;
+	__u32 pad;
+};
+
+/* Value of `conf`, by tunnel index. */
+struct tm_conf {
+	__u32 ifindex;
+	__u32 flags;
+	__u32 mark; /* for tc_index of a port's packets; 0: not written */
+	__u32 pad;
+	char name[16];
+};
+
+/* Value of `devs`, by slot: what the kernel calls struct bpf_devmap_val. Program is always 0. */
+struct tm_dev {
+	__u32 ifindex;
+	__u32 program;
+};
+
+/* Value of `counters`, by slot. Slot 0: drops that belong to no tunnel or mapping. Sent and received as the tenant
+ * sees it: rx was decapsulated for it, tx was sent by it. A GSO packet counts as its segments. */
 struct tm_counters {
 	__u64 rx_packets;
 	__u64 rx_bytes;
@@ -93,19 +101,35 @@ struct tm_counters {
 	__u64 drops[TM_DROP_REASONS];
 };
 
-/* Value of unknown. */
+/* Value of `unknown`. */
 struct tm_unknown {
 	__u64 packets;
-	__u64 last_seen; /* bpf_ktime_get_boot_ns */
+	__u64 last_seen_ns; /* CLOCK_MONOTONIC */
 };
 
-/* Entry of meta: what belongs to the pins as a whole. */
+/* Index of `meta` whose `build` is the cookie of the network namespace that the pins belong to. */
+#define TM_META_NAMESPACE TM_TUNNEL_INDEXES
+
+/* Value of `meta`: which object the pinned program was loaded from; index 0 is handle_egress, index t the
+ * handle_ingress of tunnel t. Programs don't read it. */
 struct tm_meta {
-	__u64 netns_cookie;   /* the network namespace the pins belong to */
-	__u32 layout;         /* version of this ABI */
-	enum tm_drop reasons; /* how many drop reasons the counters have */
+	__u64 build;
+	__u32 program;
+	__u32 abi;
 };
 
-#define TM_LAYOUT 1
+/*
+ * The check that ties a value to its key, because the kernel recycles hash elements under readers: the upper half of
+ * a sum of 64-bit words times odd constants.
+ */
+#define TM_CHECK_0 0xb510d446f1130d99ULL
+#define TM_CHECK_1 0xbc358b2b0d789519ULL
+#define TM_CHECK_2 0xc1da378597aed493ULL
+#define TM_CHECK_3 0xe9939c630de5fe7fULL
+#define TM_CHECK_4 0x9bcdadea32734b6fULL
+#define TM_CHECK_5 0x99dbffe970c4db37ULL
+#define TM_CHECK_6 0xf313409c626eb5f9ULL
+#define TM_CHECK_7 0xb0b158f5337b0235ULL
+#define TM_CHECK_8 0xdfc87f3ab59b5fd5ULL
 
-#endif /* TM_ABI_H */
+#endif

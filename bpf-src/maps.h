@@ -1,68 +1,70 @@
-/* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0-only) */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * The maps, under the names that operators look for with bpftool. Included by the programs only.
+ * The maps, by the names that operators see.
  *
- * max_entries of the hashes, devs and counters is what user space sets when it creates them.
+ * For programs. The loader sets max_entries of tunkey2if, if2tunkey, devs and counters and pins all of them.
  */
 #ifndef TM_MAPS_H
 #define TM_MAPS_H
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
-
 #include "abi.h"
 
-#define TM_DEFAULT_CAPACITY 256
-
+/* Tunnels, by tunnel index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct tm_conf);
-	__uint(max_entries, TM_TUNNELS);
+	__uint(max_entries, TM_TUNNEL_INDEXES);
 } conf SEC(".maps");
 
+/* What came out of a tunnel: whose is it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct tm_tunkey);
-	__type(value, struct tm_slot);
-	__uint(max_entries, TM_DEFAULT_CAPACITY);
+	__type(value, struct tm_slot_ref);
+	__uint(max_entries, 1024);
 } tunkey2if SEC(".maps");
 
+/* What an interface sends: where does it go. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, __u32);
-	__type(value, struct tm_if_value);
-	__uint(max_entries, TM_DEFAULT_CAPACITY);
+	__type(value, struct tm_if_entry);
+	__uint(max_entries, 1024);
 } if2tunkey SEC(".maps");
 
-/* By slot; a tunnel's slot is its index. TC may look it up, only XDP may redirect through it. */
+/* Devices by slot. The kernel itself empties a slot when its device is deleted or leaves the namespace. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(__u32));
-	__uint(max_entries, TM_DEFAULT_CAPACITY);
+	__type(key, __u32);
+	__type(value, struct tm_dev);
+	__uint(max_entries, 1024);
 } devs SEC(".maps");
 
+/* Packets, bytes and drops, by slot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
 	__type(value, struct tm_counters);
-	__uint(max_entries, TM_DEFAULT_CAPACITY);
+	__uint(max_entries, 1024);
 } counters SEC(".maps");
 
+/* Keys that nobody mapped. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tm_tunkey);
 	__type(value, struct tm_unknown);
-	__uint(max_entries, TM_UNKNOWN_KEYS);
+	__uint(max_entries, TM_UNKNOWN_ENTRIES);
 } unknown SEC(".maps");
 
-/* Not read by the programs; pinned beside the others for user space. */
+/* Which object the pinned programs came from; for user space only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct tm_meta);
-	__uint(max_entries, 1);
+	__uint(max_entries, TM_META_NAMESPACE + 1);
 } meta SEC(".maps");
 
-#endif /* TM_MAPS_H */
+#endif

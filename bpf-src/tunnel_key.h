@@ -1,106 +1,131 @@
-/* SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0-only) */
-/* Between our keys and the kernel's struct bpf_tunnel_key. Included by the programs only. */
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * The kernel's tunnel metadata of a packet, to and from the words of our map entries.
+ *
+ * For programs.
+ */
 #ifndef TM_TUNNEL_KEY_H
 #define TM_TUNNEL_KEY_H
 
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
-
 #include "abi.h"
+#include "words.h"
 
-/* bpf_tunnel_key holds IPv4 addresses in host byte order, IPv6 addresses as on the wire. */
-static __always_inline void tm_map_ipv4(struct tm_addr *addr, __u32 host_order)
+#define TM_EPROTO 71
+
+/* First 32 bits behind ::ffff in an IPv4-mapped address, as a word of memory: bytes 8 to 11. */
+#define TM_V4_MAPPED bpf_htonl(0x0000ffff)
+
+static __always_inline int words_are_v4(const __u64 *address)
 {
-	TM_WORD(addr, 0) = 0;
-	TM_WORD(addr, 1) = 0;
-	TM_WORD(addr, 2) = bpf_htonl(0xffff);
-	TM_WORD(addr, 3) = bpf_htonl(host_order);
+	return address[0] == 0 && words_first(address[1]) == TM_V4_MAPPED;
 }
 
-static __always_inline int tm_is_ipv4(const struct tm_addr *addr)
-{
-	return TM_WORD(addr, 0) == 0 && TM_WORD(addr, 1) == 0 && TM_WORD(addr, 2) == bpf_htonl(0xffff);
-}
-
-/* Reads id and remote of a decapsulated packet. Returns what the helper returned. */
-static __always_inline int tm_get_key(struct __sk_buff *skb, struct tm_tunkey *key)
+/*
+ * Reads the key that a packet was decapsulated with into the three words of a struct tm_tunkey. Returns 0 or the
+ * helper's error.
+ */
+static __always_inline int read_tunnel_key(struct __sk_buff *skb, __u32 tunnel, __u64 *key)
 {
 	struct bpf_tunnel_key tk;
-	int err;
-
-	/* Padding included: the helpers read all of it. */
-	__builtin_memset(&tk, 0, sizeof(tk));
-	err = bpf_skb_get_tunnel_key(skb, &tk, sizeof(tk), 0);
+	int err = bpf_skb_get_tunnel_key(skb, &tk, sizeof(tk), 0);
 
 	if (!err) {
-		key->id = tk.tunnel_id;
-		tm_map_ipv4(&key->remote, tk.remote_ipv4);
-		return 0;
-	}
-	/* -EPROTO: the outer header is IPv6. */
-	err = bpf_skb_get_tunnel_key(skb, &tk, sizeof(tk), BPF_F_TUNINFO_IPV6);
-	if (!err) {
-		key->id = tk.tunnel_id;
-		__builtin_memcpy(&key->remote, tk.remote_ipv6, sizeof(key->remote));
-	}
-	return err;
-}
-
-/* TTL and DSCP of the inner header where they are inherited and the packet is IP. */
-static __always_inline void tm_inherit(struct __sk_buff *skb, const struct tm_if_value *v, struct bpf_tunnel_key *tk)
-{
-	__u32 protocol = skb->protocol;
-
-	if (protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr ip;
-
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
-			return;
-		if (v->flags & TM_IF_INHERIT_TTL)
-			tk->tunnel_ttl = ip.ttl;
-		if (v->flags & TM_IF_INHERIT_TOS)
-			tk->tunnel_tos = ip.tos;
-	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
-		__u8 head[8];
-
-		if (bpf_skb_load_bytes(skb, ETH_HLEN, head, sizeof(head)))
-			return;
-		if (v->flags & TM_IF_INHERIT_TTL)
-			tk->tunnel_ttl = head[7];
-		if (v->flags & TM_IF_INHERIT_TOS)
-			tk->tunnel_tos = (__u8)(head[0] << 4 | head[1] >> 4);
-	}
-}
-
-/* Sets the key under which the tunnel device sends the packet. Returns what the helper returned. */
-static __always_inline int tm_set_key(struct __sk_buff *skb, const struct tm_if_value *v)
-{
-	struct bpf_tunnel_key tk;
-	__u64 flags = 0;
-
-	__builtin_memset(&tk, 0, sizeof(tk));
-	tk.tunnel_id = v->key.id;
-	tk.tunnel_ttl = v->ttl;
-	tk.tunnel_tos = v->tos;
-	if (v->flags & (TM_IF_INHERIT_TTL | TM_IF_INHERIT_TOS))
-		tm_inherit(skb, v, &tk);
-	if (tm_is_ipv4(&v->key.remote)) {
-		tk.remote_ipv4 = bpf_ntohl(TM_WORD(&v->key.remote, 3));
-		tk.local_ipv4 = bpf_ntohl(TM_WORD(&v->local, 3));
+		key[1] = 0;
+		key[2] = words_pair(TM_V4_MAPPED, bpf_htonl(tk.remote_ipv4));
+	} else if (err == -TM_EPROTO) {
+		/* The outer header is the other family's. */
+		err = bpf_skb_get_tunnel_key(skb, &tk, sizeof(tk), BPF_F_TUNINFO_IPV6);
+		if (err)
+			return err;
+		key[1] = words_pair(tk.remote_ipv6[0], tk.remote_ipv6[1]);
+		key[2] = words_pair(tk.remote_ipv6[2], tk.remote_ipv6[3]);
 	} else {
-		__builtin_memcpy(tk.remote_ipv6, &v->key.remote, sizeof(tk.remote_ipv6));
-		__builtin_memcpy(tk.local_ipv6, &v->local, sizeof(tk.local_ipv6));
-		flags |= BPF_F_TUNINFO_IPV6;
+		return err;
 	}
-	if (!(v->flags & TM_IF_CHECKSUM))
-		flags |= BPF_F_ZERO_CSUM_TX;
-	if (v->flags & TM_IF_DF)
-		flags |= BPF_F_DONT_FRAGMENT;
-	return bpf_skb_set_tunnel_key(skb, &tk, sizeof(tk), flags);
+	key[0] = words_pair(tunnel, tk.tunnel_id);
+	return 0;
 }
 
-#endif /* TM_TUNNEL_KEY_H */
+/* TTL (low byte) and TOS (next byte) of the inner IP header; 0 where a packet isn't plain IP. */
+static __always_inline __u32 inner_ttl_tos(struct __sk_buff *skb)
+{
+	__u8 header[16];
+
+	/* Nine bytes reach both the TTL of IPv4 and the hop limit of IPv6. */
+	if (skb->vlan_present || bpf_skb_load_bytes_relative(skb, 0, header, 9, BPF_HDR_START_NET))
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return (__u32)header[8] | (__u32)header[1] << 8;
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return (__u32)header[7] | ((__u32)(header[0] & 0xf) << 4 | (__u32)header[1] >> 4) << 8;
+	return 0;
+}
+
+/* Gives a packet the tunnel key of an if2tunkey entry (its seven words). Returns 0 or the helper's error. */
+static __always_inline int write_tunnel_key(struct __sk_buff *skb, const __u64 *entry)
+{
+	const __u64 *remote = &entry[2], *local = &entry[4];
+	__u32 options = words_first(entry[6]);
+	__u32 id = words_second(entry[1]);
+	__u64 key[6]; /* struct bpf_tunnel_key in words */
+	__u8 ttl, tos;
+	__u16 flags;
+	__u64 how = 0;
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	ttl = options & 0xff;
+	tos = options >> 8 & 0xff;
+	flags = options >> 16;
+#else
+	ttl = options >> 24;
+	tos = options >> 16 & 0xff;
+	flags = options & 0xffff;
+#endif
+	_Static_assert(offsetof(struct bpf_tunnel_key, remote_ipv6) == 4, "bpf_tunnel_key");
+	_Static_assert(offsetof(struct bpf_tunnel_key, tunnel_tos) == 20, "bpf_tunnel_key");
+	_Static_assert(offsetof(struct bpf_tunnel_key, tunnel_ttl) == 21, "bpf_tunnel_key");
+	_Static_assert(offsetof(struct bpf_tunnel_key, local_ipv6) == 28, "bpf_tunnel_key");
+	_Static_assert(sizeof(struct bpf_tunnel_key) == 44, "bpf_tunnel_key");
+
+	if (flags & (TM_IF_INHERIT_TTL | TM_IF_INHERIT_TOS)) {
+		__u32 inner = inner_ttl_tos(skb);
+
+		if (flags & TM_IF_INHERIT_TTL)
+			ttl = inner & 0xff;
+		if (flags & TM_IF_INHERIT_TOS)
+			tos = inner >> 8;
+	}
+	if (!(flags & TM_IF_CHECKSUM))
+		how |= BPF_F_ZERO_CSUM_TX;
+	if (flags & TM_IF_DF)
+		how |= BPF_F_DONT_FRAGMENT;
+
+	/* tos and ttl are bytes 20 and 21: the second half of key[2]. */
+	__u32 ttl_tos = bpf_htonl((__u32)tos << 24 | (__u32)ttl << 16);
+
+	if (words_are_v4(remote)) {
+		/* The helper takes IPv4 addresses in host order. */
+		key[0] = words_pair(id, bpf_ntohl(words_second(remote[1])));
+		key[1] = 0;
+		key[2] = words_pair(0, ttl_tos);
+		key[3] = words_pair(0, bpf_ntohl(words_second(local[1])));
+		key[4] = 0;
+		key[5] = 0;
+	} else {
+		how |= BPF_F_TUNINFO_IPV6;
+		key[0] = words_pair(id, words_first(remote[0]));
+		key[1] = words_pair(words_second(remote[0]), words_first(remote[1]));
+		key[2] = words_pair(words_second(remote[1]), ttl_tos);
+		key[3] = words_pair(0, words_first(local[0]));
+		key[4] = words_pair(words_second(local[0]), words_first(local[1]));
+		key[5] = words_pair(words_second(local[1]), 0);
+	}
+	return bpf_skb_set_tunnel_key(skb, (struct bpf_tunnel_key *)key, sizeof(struct bpf_tunnel_key), how);
+}
+
+#endif

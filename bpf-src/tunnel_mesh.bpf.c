@@ -1,141 +1,126 @@
-// SPDX-License-Identifier: (Apache-2.0 OR GPL-2.0-only)
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * The data plane: two programs around a tunnel device in collect-metadata mode.
+ * The data plane: handle_ingress on the TC ingress of tunnel devices, handle_egress on the TC egress of ports and on
+ * the TC ingress of endpoints.
  *
- * handle_ingress runs on TC ingress of a tunnel device: tunnel key -> slot -> tenant's device.
- * handle_egress runs on TC egress of a port, or TC ingress of an endpoint: device -> tunnel key -> tunnel device.
- *
- * Every packet on these hooks is a tenant's. It is redirected, or it is counted and dropped; it never goes on to the
- * host's own stack.
+ * On these hooks every packet is ours. Whatever isn't redirected is counted and dropped: a tenant's packet never
+ * reaches the host's own stack. Nothing is cloned.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
-
 #include "abi.h"
+#include "check.h"
 #include "counters.h"
-#include "lookup.h"
 #include "maps.h"
 #include "tunnel_key.h"
+#include "words.h"
 
-/* Set before each load: handle_ingress is loaded once for each tunnel. */
+/* Whose device handle_ingress stands on; set anew for every load. */
 const volatile __u32 tunnel_index = 0;
 
+/* Came out of a tunnel: hand it to its tenant. */
 SEC("classifier")
 int handle_ingress(struct __sk_buff *skb)
 {
 	__u32 tunnel = tunnel_index;
-	struct tm_conf *c = bpf_map_lookup_elem(&conf, &tunnel);
-	struct tm_tunkey key = {};
-	__u32 slot = 0, target;
+	const volatile struct tm_conf *settings = lookup_u32(&conf, tunnel);
+	__u32 ifindex = skb->ifindex, target, slot, mark;
+	__u64 key[3]; /* struct tm_tunkey */
 	int verdict;
 
-	if (!c || !(c->flags & TM_CONF_VALID))
-		return tm_drop(skb, tunnel, TM_DROP_NO_CONF);
-	/* A tunnel device that was moved, or one that inherited the index, isn't ours. */
-	if (c->ifindex != skb->ifindex || tm_device(tunnel) != skb->ifindex)
-		return tm_drop(skb, tunnel, TM_DROP_WRONG_DEVICE);
+	if (!settings || !(settings->flags & TM_CONF_VALID))
+		return drop(skb, tunnel, TM_DROP_NO_CONF);
+	if (settings->ifindex != ifindex || device_in(tunnel) != ifindex)
+		return drop(skb, tunnel, TM_DROP_WRONG_DEVICE);
+	mark = settings->mark;
 
-	key.tunnel = tunnel;
-	if (tm_get_key(skb, &key))
-		return tm_drop(skb, tunnel, TM_DROP_NO_TUNNEL_KEY);
-
-	switch (tm_find_slot(&key, &slot)) {
-	case TM_FOUND:
+	if (read_tunnel_key(skb, tunnel, key))
+		return drop(skb, tunnel, TM_DROP_NO_TUNNEL_KEY);
+	switch (find_slot_ref(key, &slot)) {
+	case LOOKUP_FOUND:
 		break;
-	case TM_INCONSISTENT:
-		return tm_drop(skb, tunnel, TM_DROP_INCONSISTENT);
-	default: {
-		struct tm_unknown first = {}, *seen = bpf_map_lookup_elem(&unknown, &key);
-		__u64 now = bpf_ktime_get_boot_ns();
-
-		if (seen) {
-			__sync_fetch_and_add(&seen->packets, 1);
-			seen->last_seen = now;
-		} else {
-			first.packets = 1;
-			first.last_seen = now;
-			bpf_map_update_elem(&unknown, &key, &first, BPF_ANY);
-		}
-		return tm_drop(skb, tunnel, TM_DROP_UNKNOWN_KEY);
-	}
+	case LOOKUP_MISS:
+		note_unknown(skb, (const struct tm_tunkey *)key);
+		return drop(skb, tunnel, TM_DROP_UNKNOWN_KEY);
+	default:
+		return drop(skb, tunnel, TM_DROP_INCONSISTENT);
 	}
 
-	__u32 number = slot & TM_SLOT_MASK;
-
-	target = tm_device(number);
+	target = device_in(slot & TM_SLOT_MASK);
 	if (!target)
-		return tm_drop(skb, number, TM_DROP_TARGET_GONE);
+		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_TARGET_GONE);
+	count_rx(skb, slot & TM_SLOT_MASK);
 	if (slot & TM_SLOT_ENDPOINT) {
-		/* Into another namespace: nothing of ours goes along. */
 		skb->tc_index = 0;
 		skb->mark = 0;
 		verdict = bpf_redirect_peer(target, 0);
 	} else {
-		if (c->mark)
-			skb->tc_index = c->mark;
+		if (mark)
+			skb->tc_index = mark;
 		verdict = bpf_redirect(target, BPF_F_INGRESS);
 	}
-	if (verdict != TC_ACT_REDIRECT)
-		return tm_drop(skb, number, TM_DROP_REDIRECT);
-	tm_count_rx(skb, number);
-	return verdict;
+	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot & TM_SLOT_MASK, TM_DROP_REDIRECT);
 }
 
-/* Whether the packet came in through another port of ours: then it has been where it is to go. */
-static __always_inline int tm_came_from_port(struct __sk_buff *skb)
+/* Whether an interface is one of our ports, and still the device that was mapped. */
+static __always_inline int is_port(__u32 ifindex)
 {
-	__u32 from = skb->ingress_ifindex;
-	struct tm_if_value entry;
+	__u64 entry[7];
+	__u32 slot;
 
-	if (!from || tm_find_if(from, &entry) != TM_FOUND)
+	if (find_if_entry(ifindex, entry) != LOOKUP_FOUND)
 		return 0;
-	if (entry.slot & TM_SLOT_ENDPOINT)
-		return 0;
-	return tm_device(entry.slot & TM_SLOT_MASK) == from;
+	slot = words_first(entry[0]);
+	return !(slot & TM_SLOT_ENDPOINT) && device_in(slot & TM_SLOT_MASK) == ifindex;
 }
 
+/* Sent by a tenant: put it into its tunnel. */
 SEC("classifier")
 int handle_egress(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, number, tunnel, target;
-	struct tm_if_value entry;
-	struct tm_conf *c;
-	int verdict;
+	__u32 ifindex = skb->ifindex, from = skb->ingress_ifindex;
+	const volatile struct tm_conf *settings;
+	__u64 entry[7]; /* struct tm_if_entry */
+	__u32 slot, tunnel, target;
+	int endpoint, verdict;
 
-	switch (tm_find_if(ifindex, &entry)) {
-	case TM_FOUND:
+	switch (find_if_entry(ifindex, entry)) {
+	case LOOKUP_FOUND:
 		break;
-	case TM_INCONSISTENT:
-		return tm_drop(skb, TM_SLOT_NONE, TM_DROP_INCONSISTENT);
+	case LOOKUP_MISS:
+		return drop(skb, 0, TM_DROP_NO_ENTRY);
 	default:
-		return tm_drop(skb, TM_SLOT_NONE, TM_DROP_NO_ENTRY);
+		return drop(skb, 0, TM_DROP_INCONSISTENT);
 	}
-	number = entry.slot & TM_SLOT_MASK;
-	tunnel = entry.key.tunnel;
+	slot = words_first(entry[0]) & TM_SLOT_MASK;
+	endpoint = !!(words_first(entry[0]) & TM_SLOT_ENDPOINT);
+	tunnel = words_first(entry[1]);
 
-	/* In another namespace, or with an inherited index, this isn't the interface that was mapped. */
-	if (tm_device(number) != ifindex)
-		return tm_drop(skb, number, TM_DROP_WRONG_DEVICE);
-	if (!(entry.slot & TM_SLOT_ENDPOINT) && tm_came_from_port(skb))
-		return tm_drop(skb, number, TM_DROP_SPLIT_HORIZON);
+	if (device_in(slot) != ifindex)
+		return drop(skb, slot, TM_DROP_WRONG_DEVICE);
+	if (endpoint) {
+		/* Only what the workload sends is received here. */
+		if (from != ifindex)
+			return drop(skb, slot, TM_DROP_WRONG_HOOK);
+	} else if (from && is_port(from)) {
+		return drop(skb, slot, TM_DROP_SPLIT_HORIZON);
+	}
 
-	c = bpf_map_lookup_elem(&conf, &tunnel);
-	if (!c || !(c->flags & TM_CONF_VALID))
-		return tm_drop(skb, number, TM_DROP_NO_CONF);
-	target = tm_device(tunnel);
-	if (!target || target != c->ifindex)
-		return tm_drop(skb, number, TM_DROP_TARGET_GONE);
-	if (tm_set_key(skb, &entry))
-		return tm_drop(skb, number, TM_DROP_SET_TUNNEL_KEY);
-	if (entry.slot & TM_SLOT_ENDPOINT)
+	settings = lookup_u32(&conf, tunnel);
+	if (!settings || !(settings->flags & TM_CONF_VALID))
+		return drop(skb, slot, TM_DROP_NO_CONF);
+	target = device_in(tunnel);
+	if (!target || target != settings->ifindex)
+		return drop(skb, slot, TM_DROP_TARGET_GONE);
+
+	if (write_tunnel_key(skb, entry))
+		return drop(skb, slot, TM_DROP_SET_TUNNEL_KEY);
+	if (endpoint)
 		skb->tc_index = 0;
-	/* Counted before the device adds its headers. */
-	tm_count_tx(skb, number);
+	count_tx(skb, slot);
 	verdict = bpf_redirect(target, 0);
-	if (verdict != TC_ACT_REDIRECT)
-		return tm_drop(skb, number, TM_DROP_REDIRECT);
-	return verdict;
+	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot, TM_DROP_REDIRECT);
 }
 
 char _license[] SEC("license") = "GPL";

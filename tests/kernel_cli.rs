@@ -236,7 +236,7 @@ fn foreign_programs_on_our_hooks_stay() {
     let underlay = Underlay::new();
     let host = host(&underlay);
     let object = host.files.path().join("probe.o");
-    std::fs::write(&object, include_bytes!(concat!(env!("OUT_DIR"), "/probe.bpf.o"))).unwrap();
+    std::fs::write(&object, include_bytes!(env!("TUNNEL_MESH_PROBE_OBJECT"))).unwrap();
     let probes = host.pins.with_extension("").display().to_string() + "-probe";
     harness::run("bpftool", &["prog", "loadall", object.to_str().unwrap(), &probes, "type", "classifier"]);
     host.netns.cmd("tc qdisc add dev eth1 clsact");

@@ -28,7 +28,7 @@ impl Programs {
     fn load() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let object = directory.path().join("verdict.bpf.o").display().to_string();
-        std::fs::write(&object, include_bytes!(concat!(env!("OUT_DIR"), "/verdict.bpf.o"))).unwrap();
+        std::fs::write(&object, include_bytes!(env!("TUNNEL_MESH_VERDICT_OBJECT"))).unwrap();
         let mut ebpf = aya::Ebpf::load_file(&object).unwrap();
         let mut load = |name: &str| {
             let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();

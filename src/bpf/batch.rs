@@ -1,144 +1,181 @@
-//! Many elements at once: batches with a fallback to single elements.
+//! Reading, writing and deleting many map entries in few system calls, one by one where a map has no batch calls.
 //!
-//! The rule: an element that is gone already is deleted; anything else that fails ends the batch with the error of the
-//! element where it failed. What a batch call leaves undone is never guessed: the kernel's count says it.
+//! What the kernel does was measured: an update of a full map stops with E2BIG and says how many it wrote; a delete
+//! stops at an absent key with ENOENT; a look-up ends with ENOENT *and* valid data, and says ENOSPC when a bucket
+//! doesn't fit. `count` means nothing when the call was refused as a whole.
 
+use super::MapFull;
 use super::abi::Plain;
-use super::sys;
+use super::sys::{ENOTSUPP, MapFd};
+use anyhow::{Context, Result, anyhow};
 use std::io;
-use std::os::fd::BorrowedFd;
 
-/// Elements of one call.
+/// Most entries of one call.
 const CHUNK: usize = 4096;
+/// Most bytes of keys and values of one call.
+const CHUNK_BYTES: usize = 4 << 20;
 
-/// Calls of bpf(2) that were made.
-pub(super) type Calls = usize;
-
-fn unsupported(error: &io::Error) -> bool {
-    // 524 is the kernel's internal ENOTSUPP, which maps without batch calls return.
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | 524))
+/// A map, and the name that errors call it by.
+#[derive(Debug)]
+pub(super) struct Map {
+    pub(super) name: &'static str,
+    pub(super) fd: MapFd,
 }
 
-/// Writes elements, inserting or overwriting.
-///
-/// # Errors
-///
-/// E2BIG when the map is full; what was written until then stays.
-pub(super) fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<Calls> {
-    let per_key = values.len().checked_div(keys.len()).unwrap_or(0);
-    let mut calls = 0;
-    let mut done = 0;
-    while done < keys.len() {
-        let end = (done + CHUNK).min(keys.len());
-        let (count, result) = sys::update_batch(map, &keys[done..end], &values[done * per_key..end * per_key]);
-        calls += 1;
-        match result {
-            Ok(()) => done = end,
-            Err(error) if unsupported(&error) => {
-                for n in done..keys.len() {
-                    sys::update(map, &keys[n], &values[n * per_key..(n + 1) * per_key])?;
-                    calls += 1;
-                }
-                return Ok(calls);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => done += count.min(end - done),
-            Err(error) => return Err(error),
-        }
+impl Map {
+    fn chunk(&self) -> usize {
+        (CHUNK_BYTES / (self.fd.key_len() + self.fd.value_len()).max(1)).clamp(16, CHUNK)
     }
-    Ok(calls)
-}
 
-/// Deletes elements; those that are gone already count as deleted.
-///
-/// # Errors
-///
-/// What the kernel said of the first element that could not be deleted.
-pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<Calls> {
-    let mut calls = 0;
-    let mut done = 0;
-    while done < keys.len() {
-        let end = (done + CHUNK).min(keys.len());
-        let (count, result) = sys::delete_batch(map, &keys[done..end]);
-        calls += 1;
-        match result {
-            Ok(()) => done = end,
-            // The element at `count` was gone: go on behind it.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => done += count.min(end - done - 1) + 1,
-            Err(error) if unsupported(&error) => {
-                for key in &keys[done..] {
-                    calls += 1;
-                    match sys::delete(map, key) {
-                        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
-                        _ => {}
+    /// Inserts or overwrites. Returns how many system calls that took.
+    ///
+    /// # Errors
+    /// [`MapFull`] where an entry doesn't fit; those before it were written.
+    pub(super) fn update_all<K: Plain, V: Plain>(&self, keys: &[K], values: &[V]) -> Result<u32> {
+        self.update_bytes(K::bytes_of(keys), V::bytes_of(values))
+    }
+
+    /// [`Self::update_all`] of keys and values as the map has them.
+    pub(super) fn update_bytes(&self, keys: &[u8], values: &[u8]) -> Result<u32> {
+        let (key_len, value_len) = (self.fd.key_len(), self.fd.value_len());
+        let chunk = self.chunk();
+        let mut calls = 0;
+        for (keys, values) in keys.chunks(chunk * key_len).zip(values.chunks(chunk * value_len)) {
+            let (result, _) = self.fd.update_batch(keys, values);
+            calls += 1;
+            match result {
+                Ok(()) => {}
+                Err(error) if lacks_batch(&error) => {
+                    for (key, value) in keys.chunks_exact(key_len).zip(values.chunks_exact(value_len)) {
+                        self.fd.update(key, value).map_err(|e| self.write_error(e))?;
+                        calls += 1;
                     }
                 }
-                return Ok(calls);
+                Err(error) => return Err(self.write_error(error)),
             }
-            Err(error) => return Err(error),
+        }
+        Ok(calls)
+    }
+
+    /// Writes one after the other, for maps that are known to lack batch calls.
+    pub(super) fn update_each<V: Plain>(&self, entries: &[(u32, V)]) -> Result<u32> {
+        for (key, value) in entries {
+            let (key_bytes, value) =
+                (u32::bytes_of(std::slice::from_ref(key)), V::bytes_of(std::slice::from_ref(value)));
+            let written = self.fd.update(key_bytes, value).map_err(|e| self.write_error(e));
+            written.with_context(|| format!("update {}[{key}]", self.name))?;
+        }
+        Ok(entries.len() as u32)
+    }
+
+    /// Deletes; keys that are absent are skipped. Returns how many system calls that took.
+    pub(super) fn delete_all<K: Plain>(&self, keys: &[K]) -> Result<u32> {
+        let key_len = self.fd.key_len();
+        let mut calls = 0;
+        for keys in K::bytes_of(keys).chunks(self.chunk() * key_len) {
+            let mut rest = keys;
+            while !rest.is_empty() {
+                let (result, count) = self.fd.delete_batch(rest);
+                calls += 1;
+                match result {
+                    Ok(()) => break,
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                        // `count` were deleted, the one after them is absent.
+                        rest = rest.get((count as usize + 1) * key_len..).unwrap_or_default();
+                    }
+                    Err(error) if lacks_batch(&error) => {
+                        calls += self.delete_each(rest)?;
+                        break;
+                    }
+                    Err(error) => return Err(error).with_context(|| format!("delete from {}", self.name)),
+                }
+            }
+        }
+        Ok(calls)
+    }
+
+    fn delete_each(&self, keys: &[u8]) -> Result<u32> {
+        let mut calls = 0;
+        for key in keys.chunks_exact(self.fd.key_len()) {
+            self.fd.delete(key).with_context(|| format!("delete from {}", self.name))?;
+            calls += 1;
+        }
+        Ok(calls)
+    }
+
+    /// One value; `None` where the key is absent.
+    pub(super) fn get<K: Plain, V: Plain>(&self, key: K) -> Result<Option<V>> {
+        let mut value = vec![0; self.fd.value_len()];
+        let found = self
+            .fd
+            .lookup(K::bytes_of(std::slice::from_ref(&key)), &mut value)
+            .with_context(|| format!("look {} up", self.name))?;
+        Ok(found.then(|| V::from_bytes(&value)))
+    }
+
+    /// Every entry, in no order.
+    pub(super) fn read_all<K: Plain, V: Plain>(&self) -> Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        self.visit(|key, value| entries.push((K::from_bytes(key), V::from_bytes(value))))?;
+        Ok(entries)
+    }
+
+    /// Calls `visit` with the bytes of every key and value. A per-CPU value is all CPUs' values, one after the other.
+    pub(super) fn visit(&self, mut visit: impl FnMut(&[u8], &[u8])) -> Result<()> {
+        let (key_len, value_len) = (self.fd.key_len(), self.fd.value_len());
+        let mut capacity = self.chunk().min(self.fd.info().max_entries.max(16) as usize);
+        let mut keys = vec![0; capacity * key_len];
+        let mut values = vec![0; capacity * value_len];
+        let mut cursor = None;
+        loop {
+            let (result, count) = self.fd.lookup_batch(&mut cursor, &mut keys, &mut values);
+            let end = match result {
+                Ok(()) => false,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT) => true,
+                    Some(libc::ENOSPC) => {
+                        // A bucket has more entries than the buffer: a larger one, from the same place.
+                        capacity *= 2;
+                        keys.resize(capacity * key_len, 0);
+                        values.resize(capacity * value_len, 0);
+                        continue;
+                    }
+                    _ if lacks_batch(&error) => return self.visit_each(visit),
+                    _ => return Err(error).with_context(|| format!("read {}", self.name)),
+                },
+            };
+            let entries = keys.chunks_exact(key_len).zip(values.chunks_exact(value_len)).take(count as usize);
+            entries.for_each(|(key, value)| visit(key, value));
+            if end {
+                return Ok(());
+            }
         }
     }
-    Ok(calls)
+
+    fn visit_each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> Result<()> {
+        let context = || format!("read {}", self.name);
+        let mut next = vec![0; self.fd.key_len()];
+        let mut value = vec![0; self.fd.value_len()];
+        let mut key: Option<Vec<u8>> = None;
+        while self.fd.next_key(key.as_deref(), &mut next).with_context(context)? {
+            if self.fd.lookup(&next, &mut value).with_context(context)? {
+                visit(&next, &value);
+            }
+            key = Some(next.clone());
+        }
+        Ok(())
+    }
+
+    fn write_error(&self, error: io::Error) -> anyhow::Error {
+        let capacity = self.fd.info().max_entries;
+        match error.raw_os_error() {
+            Some(libc::E2BIG) => MapFull { map: self.name, capacity }.into(),
+            _ => anyhow!(error).context(format!("write to {}", self.name)),
+        }
+    }
 }
 
-/// Reads a whole map; `per_key` is the number of `V` that make up one value.
-///
-/// # Errors
-///
-/// What the kernel said.
-pub(super) fn read<K: Plain, V: Plain>(map: BorrowedFd<'_>, max: u32, per_key: usize) -> io::Result<(Vec<K>, Vec<V>)> {
-    let mut chunk = CHUNK.min(max as usize).max(1);
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
-    let mut cursor = [0u64; 4];
-    let mut first = true;
-    loop {
-        let start = keys.len();
-        keys.resize(start + chunk, K::default());
-        values.resize((start + chunk) * per_key, V::default());
-        let before = cursor;
-        let (count, result) =
-            sys::lookup_batch(map, &mut cursor, first, &mut keys[start..], &mut values[start * per_key..]);
-        let ended = match result {
-            Ok(()) => false,
-            // The end of the map; what was read with it is valid.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            // A bucket is larger than the buffer: once more from the same place.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && chunk < 1 << 24 => {
-                keys.truncate(start);
-                values.truncate(start * per_key);
-                cursor = before;
-                chunk *= 2;
-                continue;
-            }
-            Err(error) if unsupported(&error) && first => return read_singly(map, per_key),
-            Err(error) => return Err(error),
-        };
-        keys.truncate(start + count);
-        values.truncate((start + count) * per_key);
-        first = false;
-        if ended {
-            return Ok((keys, values));
-        }
-    }
-}
-
-fn read_singly<K: Plain, V: Plain>(map: BorrowedFd<'_>, per_key: usize) -> io::Result<(Vec<K>, Vec<V>)> {
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
-    let mut last: Option<K> = None;
-    loop {
-        let key = match sys::next_key(map, last.as_ref()) {
-            Ok(key) => key,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok((keys, values)),
-            Err(error) => return Err(error),
-        };
-        let mut value = vec![V::default(); per_key];
-        match sys::lookup(map, &key, &mut value) {
-            Ok(()) => {
-                keys.push(key);
-                values.extend(value);
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
-        last = Some(key);
-    }
+/// Whether a call was refused because this map, or this kernel, has no batch operations.
+fn lacks_batch(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EINVAL | libc::EOPNOTSUPP))
 }

@@ -1,544 +1,281 @@
-//! The data plane of one pin directory: opens, creates, loads, grows, removes.
-//!
-//! Programs are pinned as `programs/NAME-BUILD`, with the build that they come from, so that another version of
-//! tunnel-mesh is seen and replaced.
+//! The pinned data plane of one pin directory: opening it, reading it, its programs, taking it down.
 
-use super::abi::{DROP_REASONS, LAYOUT, RawMeta};
-use super::attach::{replace_pin, unpin};
-use super::maps::{Maps, NAMES, SIZED};
-use super::{BUILD, attach, sys};
-use crate::model::*;
-use anyhow::{Context, Result, anyhow, bail};
-use aya::programs::SchedClassifier;
-use aya::{EbpfLoader, include_bytes_aligned};
-use std::io;
+use super::abi::{
+    ABI_VERSION, META_NAMESPACE, Plain, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey, RawUnknown,
+};
+use super::maps::{self, Maps};
+use super::object::{self, Loaded};
+use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
+use super::{NoMaps, sys};
+use crate::model::{Counters, FIRST_MAPPING_SLOT, LoadedProgram, MapState, Program, TunKey, UnknownKey};
+use anyhow::{Context, Result, bail};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tunnel_mesh.bpf.o"));
-
-/// Magic number of bpffs (`BPF_FS_MAGIC` of linux/magic.h).
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-
-/// The data plane of one pin directory.
+/// The pinned data plane of one pin directory.
+///
+/// Interfaces and `devs` are resolved in the network namespace of the thread that calls.
 #[derive(Debug)]
 pub struct Dataplane {
-    directory: PathBuf,
-    maps: Option<Maps>,
-}
-
-/// Counters of one slot, summed over all CPUs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotCounters {
-    /// Slot.
-    pub slot: u32,
-    /// Packets received through the tunnel; GSO packets count their segments.
-    pub rx_packets: u64,
-    /// Bytes of them.
-    pub rx_bytes: u64,
-    /// Packets sent into the tunnel.
-    pub tx_packets: u64,
-    /// Bytes of them.
-    pub tx_bytes: u64,
-    /// Drops: reason and packets, reasons that never occurred left out.
-    pub drops: Vec<(&'static str, u64)>,
-}
-
-/// A key that nobody mapped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeenKey {
-    /// The key.
-    pub key: TunKey,
-    /// Packets.
-    pub packets: u64,
-    /// When the last one came, nanoseconds of the boot-time clock.
-    pub last_seen: u64,
+    pub(super) pins: Pins,
+    pub(super) maps: Option<Maps>,
+    /// A growth was interrupted after it had begun to switch programs: see [`Dataplane::recover`].
+    pub(super) half_grown: bool,
 }
 
 impl Dataplane {
-    /// Opens what is pinned there and goes on from what a killed process left. Creates nothing.
+    /// Opens what is pinned in a directory. Makes and changes nothing; the directory needn't exist.
     ///
     /// # Errors
+    /// [`super::LayoutMismatch`] where a pinned map isn't what this program would have made.
+    pub fn open(pin_dir: &Path) -> Result<Self> {
+        let pins = Pins::new(pin_dir);
+        let maps = Maps::open(&pins)?;
+        let half_grown = pins.commit_mark().exists();
+        Ok(Self { pins, maps, half_grown })
+    }
+
+    /// Opens for writing, and first puts right what a crash left half done. The caller holds the writer's lock.
     ///
-    /// [`super::LayoutMismatch`] when the pins are of another layout; else what the kernel said.
-    pub fn open(directory: &Path) -> Result<Self> {
-        let mut dataplane = Self { directory: directory.to_owned(), maps: None };
-        dataplane.maps = Maps::open(directory)?;
+    /// # Errors
+    /// Those of [`Self::open`] and [`Self::recover`].
+    pub fn open_writer(pin_dir: &Path) -> Result<Self> {
+        let mut dataplane = Self::open(pin_dir)?;
+        dataplane.recover()?;
         Ok(dataplane)
     }
 
-    /// Whether the kernel has TCX.
-    ///
-    /// # Errors
-    ///
-    /// EPERM when privileges are missing.
-    pub fn probe_tcx() -> Result<bool> {
-        attach::probe_tcx()
-    }
-
-    fn maps(&self) -> Result<&Maps> {
-        self.maps.as_ref().ok_or_else(|| anyhow!("no maps are pinned in {}", self.directory.display()))
-    }
-
-    fn programs_directory(&self) -> PathBuf {
-        self.directory.join("programs")
-    }
-
-    fn links_directory(&self) -> PathBuf {
-        self.directory.join("links")
-    }
-
-    /// The network namespace that the pins belong to; `None` where there are no pins.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
+    /// Cookie of the network namespace that the pins belong to; `None` where there are none, or it was never noted.
     pub fn namespace(&self) -> Result<Option<u64>> {
         let Some(maps) = &self.maps else { return Ok(None) };
-        Ok(Some(maps.meta()?.netns_cookie).filter(|cookie| *cookie != 0))
+        let meta = maps.meta.get::<u32, RawMeta>(META_NAMESPACE)?.unwrap_or_default();
+        Ok(Some(meta.build).filter(|cookie| *cookie != 0))
     }
 
     /// Notes the network namespace that the pins belong to.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn set_namespace(&mut self, netns_cookie: u64) -> Result<()> {
-        self.maps()?.set_meta(RawMeta { netns_cookie, layout: LAYOUT, reasons: DROP_REASONS.len() as u32 })
+    pub fn set_namespace(&mut self, cookie: u64) -> Result<()> {
+        let meta = RawMeta { build: cookie, program: 0, abi: ABI_VERSION };
+        self.writable_maps()?.meta.update_all(&[META_NAMESPACE], &[meta]).map(drop)
     }
 
-    /// Contents of the maps; `None` where none are pinned.
+    /// The pin directory.
+    pub fn pin_dir(&self) -> &Path {
+        &self.pins.dir
+    }
+
+    /// Number of slots, where maps are pinned.
+    pub fn capacity(&self) -> Option<u32> {
+        self.maps.as_ref().map(Maps::capacity)
+    }
+
+    /// The maps, to read from.
+    pub(super) fn maps(&self) -> Result<&Maps> {
+        self.maps.as_ref().ok_or_else(|| NoMaps { dir: self.pins.dir.clone() }.into())
+    }
+
+    /// The maps, to write to.
+    pub(super) fn writable_maps(&self) -> Result<&Maps> {
+        if self.half_grown {
+            bail!("a growth of the maps in {} was interrupted and must be finished first", self.pins.dir.display());
+        }
+        self.maps()
+    }
+
+    /// The contents of the maps, sorted; `None` where none are pinned.
     ///
-    /// # Errors
-    ///
-    /// What the kernel said.
+    /// Of `devs`, which must be read slot by slot, only the slots up to the highest that an entry names are read: one
+    /// beyond them is not in use whatever it holds.
     pub fn observe(&self) -> Result<Option<MapState>> {
-        self.maps.as_ref().map(Maps::observe).transpose()
-    }
-
-    /// Creates and pins the maps.
-    ///
-    /// # Errors
-    ///
-    /// When the directory isn't on bpffs, or what the kernel said.
-    pub fn create_maps(&mut self, capacity: u32) -> Result<()> {
-        check_bpffs(&self.directory)?;
-        self.recover()?;
-        let directory = self.directory.clone();
-        load_object(|_| directory.clone(), Some(capacity), 0).context("create the maps")?;
-        self.maps = Maps::open(&self.directory)?;
-        Ok(())
-    }
-
-    /// Loads a program on the pinned maps and pins it. Returns the kernel's id of it.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel, or its verifier, said.
-    pub fn load(&mut self, program: Program) -> Result<u32> {
-        let fd = self.load_unpinned(program)?;
-        let (id, _) = sys::program_info(fd.as_fd()).context("ask for the program's id")?;
-        let directory = self.programs_directory();
-        crate::private::make(&directory)?;
-        replace_pin(fd.as_fd(), &directory.join(pin_name(program, BUILD)))?;
-        // Other builds of it go; what is attached keeps running until it is replaced.
-        for (path, other, build) in self.pinned_programs()? {
-            if other == program && build != BUILD {
-                unpin(&path)?;
-            }
-        }
-        Ok(id)
-    }
-
-    fn load_unpinned(&self, program: Program) -> Result<OwnedFd> {
-        self.maps()?;
-        load_program(|_| self.directory.clone(), program)
-    }
-
-    /// Unpins a program.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn unload(&mut self, program: Program) -> Result<()> {
-        for (path, other, _) in self.pinned_programs()? {
-            if other == program {
-                unpin(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn pinned_programs(&self) -> Result<Vec<(PathBuf, Program, String)>> {
-        let directory = self.programs_directory();
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e).with_context(|| format!("list the pinned programs in {}", directory.display())),
-        };
-        let mut out = Vec::new();
-        for entry in entries {
-            let entry = entry.with_context(|| format!("list the pinned programs in {}", directory.display()))?;
-            if let Some((program, build)) = entry.file_name().to_str().and_then(parse_pin_name) {
-                out.push((entry.path(), program, build));
-            }
-        }
-        out.sort();
-        Ok(out)
-    }
-
-    /// The pinned programs.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn programs(&self) -> Result<Vec<LoadedProgram>> {
-        let mut out: Vec<LoadedProgram> = Vec::new();
-        for (path, program, build) in self.pinned_programs()? {
-            let fd = match sys::get(&path) {
-                Ok(fd) => fd,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(e).with_context(|| format!("open the pinned program {}", path.display())),
-            };
-            let (id, maps) =
-                sys::program_info(fd.as_fd()).with_context(|| format!("ask what {} is", path.display()))?;
-            let current = build == BUILD && self.maps.as_ref().is_some_and(|m| maps.contains(&m.id) || maps.is_empty());
-            out.retain(|p| p.program != program || !current);
-            if !out.iter().any(|p| p.program == program) {
-                out.push(LoadedProgram { program, id, current });
-            }
-        }
-        out.sort_by_key(|p| p.program);
-        Ok(out)
-    }
-
-    /// Descriptor of the pinned program, for attaching it as a clsact filter.
-    ///
-    /// # Errors
-    ///
-    /// When it isn't loaded, or what the kernel said.
-    pub fn program_fd(&self, program: Program) -> Result<OwnedFd> {
-        let path = self.programs_directory().join(pin_name(program, BUILD));
-        sys::get(&path).with_context(|| format!("open the pinned program {}", path.display()))
-    }
-
-    /// Our TCX attachments, defunct ones included.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn tcx_attachments(&self) -> Result<Vec<Attachment>> {
-        attach::list(&self.links_directory())
-    }
-
-    /// Attaches a program at the head of a TCX hook and pins the link, or replaces the program of the link that is there
-    /// in place.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said; ENODEV when the link is gone.
-    pub fn tcx_attach(&mut self, program: Program, ifindex: u32, direction: Direction) -> Result<()> {
-        let fd = self.program_fd(program)?;
-        let links = self.links_directory();
-        crate::private::make(&links)?;
-        attach::attach(&links, fd.as_fd(), ifindex, direction, || self.load_unpinned(program))
-    }
-
-    /// Detaches from a TCX hook; detached already is fine.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn tcx_detach(&mut self, ifindex: u32, direction: Direction) -> Result<()> {
-        attach::detach(&self.links_directory(), ifindex, direction)
-    }
-
-    /// Writes entries of `conf`; returns how many calls of bpf(2) it took, as the following do.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn set_conf(&mut self, entries: &[(u32, Conf)]) -> Result<usize> {
-        self.maps()?.set_conf(entries)
-    }
-
-    /// Zeroes entries of `conf`.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn clear_conf(&mut self, indexes: &[u32]) -> Result<usize> {
-        self.maps()?.clear_conf(indexes)
-    }
-
-    /// Writes entries of `devs`: slot and ifindex, as this thread's network namespace knows it.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL when no device has that index; what was written before it stays.
-    pub fn set_devs(&mut self, entries: &[(u32, u32)]) -> Result<usize> {
-        self.maps()?.set_devs(entries)
-    }
-
-    /// Deletes entries of `devs`.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn clear_devs(&mut self, slots: &[u32]) -> Result<usize> {
-        self.maps()?.clear_devs(slots)
-    }
-
-    /// Inserts or overwrites entries of `tunkey2if`.
-    ///
-    /// # Errors
-    ///
-    /// E2BIG when the map is full; what was written until then stays.
-    pub fn set_tunkey2if(&mut self, entries: &[(TunKey, SlotRef)]) -> Result<usize> {
-        self.maps()?.set_tunkey2if(entries)
-    }
-
-    /// Deletes entries of `tunkey2if`; those that are gone already count as deleted.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn delete_tunkey2if(&mut self, keys: &[TunKey]) -> Result<usize> {
-        self.maps()?.delete_tunkey2if(keys)
-    }
-
-    /// Inserts or overwrites entries of `if2tunkey`.
-    ///
-    /// # Errors
-    ///
-    /// E2BIG when the map is full; what was written until then stays.
-    pub fn set_if2tunkey(&mut self, entries: &[(u32, IfEntry)]) -> Result<usize> {
-        self.maps()?.set_if2tunkey(entries)
-    }
-
-    /// Deletes entries of `if2tunkey`; those that are gone already count as deleted.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn delete_if2tunkey(&mut self, ifindexes: &[u32]) -> Result<usize> {
-        self.maps()?.delete_if2tunkey(ifindexes)
-    }
-
-    /// Zeroes the counters of slots, on every CPU.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn reset_counters(&mut self, slots: &[u32]) -> Result<usize> {
-        self.maps()?.reset_counters(slots)
-    }
-
-    /// Counters of the slots that counted anything.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn counters(&self) -> Result<Vec<SlotCounters>> {
-        let Some(maps) = &self.maps else { return Ok(Vec::new()) };
-        let all = maps.counters()?;
-        let named = |drops: [u64; DROP_REASONS.len()]| {
-            DROP_REASONS.iter().zip(drops).filter(|(_, n)| *n > 0).map(|(reason, n)| (*reason, n)).collect()
-        };
-        Ok(all
-            .into_iter()
-            .map(|(slot, c)| SlotCounters {
-                slot,
-                rx_packets: c.rx_packets,
-                rx_bytes: c.rx_bytes,
-                tx_packets: c.tx_packets,
-                tx_bytes: c.tx_bytes,
-                drops: named(c.drops),
-            })
-            .collect())
-    }
-
-    /// Keys that nobody mapped, those last seen first.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn unknown(&self) -> Result<Vec<SeenKey>> {
-        let Some(maps) = &self.maps else { return Ok(Vec::new()) };
-        let mut out: Vec<SeenKey> = maps
-            .unknown()?
-            .into_iter()
-            .map(|(key, value)| SeenKey { key: key.into(), packets: value.packets, last_seen: value.last_seen })
+        let Some(maps) = &self.maps else { return Ok(None) };
+        let conf = maps.conf.read_all::<u32, RawConf>()?;
+        let mut tunkey2if: Vec<_> = maps
+            .tunkey2if
+            .read_all::<RawTunKey, RawSlotRef>()?
+            .iter()
+            .map(|(key, value)| (TunKey::from(key), value.decode(key)))
             .collect();
-        out.sort_by_key(|seen| std::cmp::Reverse(seen.last_seen));
-        Ok(out)
+        let mut if2tunkey: Vec<_> = maps
+            .if2tunkey
+            .read_all::<u32, RawIfEntry>()?
+            .iter()
+            .map(|(ifindex, value)| (*ifindex, value.decode(*ifindex)))
+            .collect();
+        tunkey2if.sort_unstable_by_key(|(key, _)| *key);
+        if2tunkey.sort_unstable_by_key(|(ifindex, _)| *ifindex);
+
+        let capacity = maps.capacity();
+        let named = tunkey2if.iter().map(|(_, v)| v.slot).chain(if2tunkey.iter().map(|(_, v)| v.slot));
+        let end = named.filter(|slot| *slot < capacity).max().map_or(FIRST_MAPPING_SLOT, |s| s + 1);
+        let mut devs = Vec::new();
+        for slot in 0..end.max(FIRST_MAPPING_SLOT).min(capacity) {
+            match maps.devs.get::<u32, RawDev>(slot)? {
+                Some(dev) if dev.ifindex != 0 => devs.push((slot, dev.ifindex)),
+                _ => {}
+            }
+        }
+        Ok(Some(MapState {
+            capacity,
+            conf: conf.iter().filter_map(|(index, raw)| Some((*index, raw.decode()?))).collect(),
+            tunkey2if,
+            if2tunkey,
+            devs,
+        }))
     }
 
-    /// Moves everything into maps of that capacity while packets flow: new maps are filled, programs loaded on them, each
-    /// TCX link updated in place, the pins renamed. clsact filters are left to the caller, which attaches anew.
-    ///
-    /// Killed before the first link is updated, nothing has happened; later, the next process completes it.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn grow_maps(&mut self, capacity: u32) -> Result<()> {
-        self.recover()?;
-        let next = self.directory.join("next");
-        crate::private::make(&next.join("programs"))?;
-        let home = |name: &str| if SIZED.contains(&name) { next.clone() } else { self.directory.clone() };
-        load_object(home, Some(capacity), 0).context("create larger maps")?;
-        // The new maps, opened together with those that stay.
-        for name in NAMES.iter().filter(|n| !SIZED.contains(n)) {
-            let fd = sys::get(&self.directory.join(name)).with_context(|| format!("open the pinned map {name}"))?;
-            replace_pin(fd.as_fd(), &next.join(name))?;
-        }
-        let larger = Maps::open(&next)?.ok_or_else(|| anyhow!("the larger maps are gone"))?;
-        self.maps()?.copy_to(&larger)?;
-        for program in self.programs()? {
-            let fd = load_program(|_| next.clone(), program.program)?;
-            replace_pin(fd.as_fd(), &next.join("programs").join(pin_name(program.program, BUILD)))?;
-        }
-        // From here on it goes forward only.
-        let switch = self.directory.join("switch");
-        std::fs::rename(&next, &switch)
-            .with_context(|| format!("rename {} to {}", next.display(), switch.display()))?;
-        self.recover()
+    /// Counters by slot, summed over CPUs; slots that counted nothing are left out.
+    pub fn counters(&self) -> Result<Vec<(u32, Counters)>> {
+        let mut counters = Vec::new();
+        self.maps()?.counters.visit(|key, value| {
+            let per_cpu = value.chunks_exact(size_of::<RawCounters>()).map(RawCounters::from_bytes);
+            counters.extend(RawCounters::sum(per_cpu).map(|sum| (u32::from_bytes(key), sum)));
+        })?;
+        Ok(counters)
     }
 
-    /// Completes or discards what a killed process began. Only the holder of the instance's lock may.
+    /// Keys that packets came with and nobody mapped, the last seen first.
+    pub fn unknown(&self) -> Result<Vec<UnknownKey>> {
+        let entries = self.maps()?.unknown.read_all::<RawTunKey, RawUnknown>()?;
+        let now_ns = sys::monotonic_ns();
+        let mut keys: Vec<_> = entries.iter().map(|(key, value)| value.decode(key, now_ns)).collect();
+        keys.sort_unstable_by_key(|unknown| (unknown.age_ms, unknown.key));
+        Ok(keys)
+    }
+
+    /// Makes and pins the maps, empty, with that many slots; the hashes hold as many entries. Makes the pin directory.
+    ///
+    /// Where only some maps are pinned, all are made anew: the programs on the old ones are then no longer current.
     ///
     /// # Errors
-    ///
-    /// What the kernel said.
-    pub fn recover(&mut self) -> Result<()> {
-        let next = self.directory.join("next");
-        if next.exists() {
-            remove_tree(&next)?;
+    /// Where maps are pinned already, or the directory isn't on a BPF file system.
+    pub fn create_maps(&mut self, capacity: u32) -> Result<()> {
+        if self.maps.is_some() {
+            bail!("make maps in {}: there are maps already", self.pins.dir.display());
         }
-        let switch = self.directory.join("switch");
-        if !switch.exists() {
-            return Ok(());
+        self.pins.create()?;
+        for name in maps::names() {
+            unpin(&self.pins.map(name))?;
         }
-        let mut by_id = Vec::new();
-        let old = self.pinned_programs()?;
-        let fresh = Self { directory: switch.clone(), maps: None };
-        for (path, program, build) in fresh.pinned_programs()? {
-            for (before, ..) in old.iter().filter(|(_, p, _)| *p == program) {
-                let Ok(fd) = sys::get(before) else { continue };
-                let (id, _) = sys::program_info(fd.as_fd()).context("ask for the program's id")?;
-                let new = sys::get(&path).with_context(|| format!("open the pinned program {}", path.display()))?;
-                by_id.push((id, new));
+        let made = object::create_maps(&self.pins, capacity.max(FIRST_MAPPING_SLOT)).and_then(|()| {
+            let maps = Maps::open(&self.pins)?;
+            let maps = maps.with_context(|| format!("find the maps just made in {}", self.pins.dir.display()))?;
+            let unmarked = RawMeta { abi: ABI_VERSION, ..RawMeta::default() };
+            maps.meta.update_all(&[0], &[unmarked])?;
+            Ok(maps)
+        });
+        match made {
+            Ok(maps) => self.maps = Some(maps),
+            Err(error) => {
+                // Half a set would only be in the way. What can't be removed either is found by the next attempt.
+                maps::names().for_each(|name| drop(unpin(&self.pins.map(name))));
+                return Err(error);
             }
-            drop(build);
         }
-        attach::replace_all(&self.links_directory(), &by_id)?;
-        for name in NAMES {
-            rename_over(&switch.join(name), &self.directory.join(name))?;
-        }
-        for (path, program, build) in fresh.pinned_programs()? {
-            for (before, ..) in old.iter().filter(|(_, p, b)| *p == program && *b != build) {
-                unpin(before)?;
-            }
-            rename_over(&path, &self.programs_directory().join(pin_name(program, &build)))?;
-        }
-        remove_tree(&switch)?;
-        self.maps = Maps::open(&self.directory)?;
         Ok(())
     }
 
-    /// Detaches every TCX link and unpins everything.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel said.
+    /// The programs that are pinned, sorted.
+    pub fn programs(&self) -> Result<Vec<LoadedProgram>> {
+        let mut programs = Vec::new();
+        for program in self.pins.list_programs()? {
+            let path = self.pins.program(program);
+            let fd = match sys::open_pin(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                fd => fd.with_context(|| format!("open the pinned program {}", path.display()))?,
+            };
+            let info = sys::program_info(fd.as_fd()).with_context(|| format!("ask about {}", path.display()))?;
+            let current = match &self.maps {
+                None => false,
+                Some(maps) => {
+                    let used = uses(maps, program).iter().all(|id| info.maps.contains(id));
+                    let meta = maps.meta.get::<u32, RawMeta>(object::meta_index(program))?;
+                    used && meta == Some(object::meta(info.id))
+                }
+            };
+            programs.push(LoadedProgram { program, id: info.id, current });
+        }
+        Ok(programs)
+    }
+
+    /// Loads a program of the embedded object on the pinned maps and pins it, in the place of the one pinned before.
+    /// Returns its id. What runs of the old one goes on until its attachment is updated.
+    pub fn load(&mut self, program: Program) -> Result<u32> {
+        let maps = self.writable_maps()?;
+        pin_program(&self.pins, maps, program)
+    }
+
+    /// Unpins a program. It goes on running where it is attached.
+    pub fn unload(&mut self, program: Program) -> Result<()> {
+        unpin(&self.pins.program(program))
+    }
+
+    /// The pinned program, to attach it by clsact.
+    pub fn program_fd(&self, program: Program) -> Result<OwnedFd> {
+        let path = self.pins.program(program);
+        sys::open_pin(&path).with_context(|| format!("open the pinned program {}", path.display()))
+    }
+
+    /// Detaches, unpins and removes all of it: TCX attachments, programs, maps, directories. Goes on after failures
+    /// and reports all of them. What isn't ours stays, and so does the directory then.
     pub fn remove_all(&mut self) -> Result<()> {
         self.maps = None;
-        for part in ["links", "programs", "next", "switch"] {
-            remove_tree(&self.directory.join(part))?;
+        self.half_grown = false;
+        let mut failures = Vec::new();
+        let mut attempt = |result: Result<()>| failures.extend(result.err());
+        for set in [self.pins.clone(), self.pins.next()] {
+            for name in ours(&list(&set.links_dir())?, |name| matches!(name, "ingress" | "egress")) {
+                attempt(super::tcx::discard(&set.links_dir().join(name)));
+            }
+            for name in ours(&list(&set.programs_dir())?, |name| name == "handle") {
+                attempt(unpin(&set.programs_dir().join(name)));
+            }
+            for name in maps::names() {
+                attempt(unpin(&set.map(name)));
+            }
+            attempt(pins::remove_empty_dir(&set.links_dir()));
+            attempt(pins::remove_empty_dir(&set.programs_dir()));
         }
-        for name in NAMES {
-            unpin(&self.directory.join(name))?;
+        attempt(remove_dir(&self.pins.commit_mark()));
+        attempt(pins::remove_empty_dir(&self.pins.next().dir));
+        attempt(pins::remove_empty_dir(&self.pins.dir));
+        if failures.is_empty() {
+            return Ok(());
         }
-        // The directory itself may have been made by tmpfiles for an unprivileged user, so it may stay.
-        if let Err(error) = std::fs::remove_dir(&self.directory) {
-            tracing::debug!("the pin directory stays: {error}");
-        }
-        Ok(())
+        let all: Vec<_> = failures.iter().map(|failure| format!("{failure:#}")).collect();
+        bail!("remove the pins in {}: {}", self.pins.dir.display(), all.join("; "))
     }
 }
 
-fn rename_over(from: &Path, to: &Path) -> Result<()> {
-    match std::fs::rename(from, to) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("rename {} to {}", from.display(), to.display()))
-        }
-        _ => Ok(()),
-    }
+/// Names of ours in a directory: those whose first word (behind the prefix of unfinished pins) is one of ours.
+fn ours(names: &[String], first_word: impl Fn(&str) -> bool) -> impl Iterator<Item = &String> {
+    names.iter().filter(move |name| {
+        let name = name.strip_prefix(UNFINISHED).unwrap_or(name);
+        name.split_once('_').is_some_and(|(word, _)| first_word(word))
+    })
 }
 
-fn remove_tree(directory: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(directory) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn pin_name(program: Program, build: &str) -> String {
-    match program {
-        Program::HandleEgress => format!("handle_egress-{build}"),
-        Program::HandleIngress { tunnel } => format!("handle_ingress_{tunnel}-{build}"),
-    }
-}
-
-fn parse_pin_name(name: &str) -> Option<(Program, String)> {
-    let (name, build) = name.split_once('-')?;
-    let program = match name.strip_prefix("handle_ingress_") {
-        Some(tunnel) => Program::HandleIngress { tunnel: tunnel.parse().ok()? },
-        None if name == "handle_egress" => Program::HandleEgress,
-        None => return None,
+/// Ids of the maps that a program on this set must use.
+fn uses(maps: &Maps, program: Program) -> Vec<u32> {
+    let both = [&maps.conf, &maps.devs, &maps.counters].into_iter();
+    let own = match program {
+        Program::HandleEgress => vec![&maps.if2tunkey],
+        Program::HandleIngress { .. } => vec![&maps.tunkey2if, &maps.unknown],
     };
-    Some((program, build.to_owned()))
+    both.chain(own).map(|map| map.fd.info().id).collect()
 }
 
-fn check_bpffs(directory: &Path) -> Result<()> {
-    let stat =
-        rustix::fs::statfs(directory).with_context(|| format!("look at the pin directory {}", directory.display()))?;
-    if stat.f_type as u64 != BPF_FS_MAGIC {
-        bail!(
-            "the pin directory {} isn't on a bpf file system: mount one (`mount -t bpf bpf /sys/fs/bpf`) or use another --pin-dir",
-            directory.display()
-        );
-    }
-    Ok(())
-}
-
-/// Parses the object and creates or opens its maps; `home` says in which directory each is pinned.
-fn load_object(home: impl Fn(&str) -> PathBuf, capacity: Option<u32>, tunnel: u32) -> Result<aya::Ebpf> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global("tunnel_index", &tunnel, true);
-    for name in NAMES {
-        loader.map_pin_path(name, home(name).join(name));
-    }
-    if let Some(capacity) = capacity {
-        for name in SIZED {
-            loader.map_max_entries(name, capacity);
-        }
-    }
-    Ok(loader.load(OBJECT)?)
-}
-
-fn load_program(home: impl Fn(&str) -> PathBuf, program: Program) -> Result<OwnedFd> {
-    let tunnel = match program {
-        Program::HandleEgress => 0,
-        Program::HandleIngress { tunnel } => tunnel,
-    };
-    let mut object = load_object(home, None, tunnel)?;
-    let found = object.program_mut(program.name()).ok_or_else(|| anyhow!("the object has no {}", program.name()))?;
-    let classifier: &mut SchedClassifier = found.try_into().context("the object's program isn't a classifier")?;
-    classifier.load().with_context(|| format!("load {}", program.name()))?;
-    let fd = classifier.fd().with_context(|| format!("load {}", program.name()))?;
-    fd.as_fd().try_clone_to_owned().context("keep the program")
+/// Loads a program on the maps in `pins` and pins it there, in the place of the one pinned before. Returns its id.
+pub(super) fn pin_program(pins: &Pins, maps: &Maps, program: Program) -> Result<u32> {
+    let mut loaded = Loaded::new(pins, program)?;
+    let classifier = loaded.classifier()?;
+    let fd = classifier.fd()?.as_fd();
+    let id = sys::program_info(fd).with_context(|| format!("ask about {}", program.name()))?.id;
+    let (unfinished, path) = (pins.unfinished_program(program), pins.program(program));
+    pins.create()?;
+    unpin(&unfinished)?;
+    sys::pin(fd, &unfinished).with_context(|| format!("pin {} as {}", program.name(), unfinished.display()))?;
+    // The record first: should we stop in between, it doesn't fit the program pinned, which is then loaded again.
+    maps.meta.update_all(&[object::meta_index(program)], &[object::meta(id)])?;
+    pins::rename(&unfinished, &path)?;
+    Ok(id)
 }

@@ -1,48 +1,94 @@
-//! Edge: maps, programs, pins and TCX attachments. The only user of `aya` and of raw bpf(2).
+//! Maps, programs, pins and attachments: the only user of `aya` and of raw `bpf(2)`.
 //!
-//! A *pin directory* holds what belongs together: the maps under their own names, `programs/`, `links/` and, while maps
-//! grow, `next/` or `switch/`. The rule: whatever a process leaves behind there when it is killed, the next one can go on
-//! from.
+//! [`Dataplane`] is the pinned data plane of one pin directory. It keeps no copy of what the kernel has: every reading
+//! reads the kernel, every writing is one operation of a plan.
+//!
+//! - `abi`: layouts shared with the programs, translated from and to the model.
+//! - `sys`: raw system calls. `batch`: many entries a call. `maps`: the set of maps, checked.
+//! - `object`: the embedded eBPF object. `pins`: where things are pinned.
+//! - `dataplane`: opening, observing, programs, taking everything down. `write`: writing maps. `grow`: larger maps
+//!   under traffic. `tcx`: attachments.
+//!
+//! No other file than `abi` and `sys` has `unsafe` code.
 
-pub mod abi;
-
-mod attach;
+mod abi;
 mod batch;
 mod dataplane;
+mod grow;
 mod maps;
+mod object;
+mod pins;
 mod sys;
+mod tcx;
+mod write;
 
 pub use dataplane::Dataplane;
-pub use maps::LayoutMismatch;
+pub use grow::Growth;
+pub use tcx::probe_tcx;
+pub use write::grace_period;
 
-use anyhow::{Context, Result};
+use anyhow::Context;
+use std::io;
+use std::path::PathBuf;
 
-/// Version of the embedded data plane: a hash of the compiled object.
-pub const BUILD: &str = env!("TUNNEL_MESH_BPF_BUILD");
+/// A pinned map isn't what this program would have made: another version made it, or somebody else.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} has another layout ({what} {found}, expected {expected}); `tunnel-mesh down` by the version that made it \
+     removes it, and the next pass makes it anew",
+    path.display()
+)]
+pub struct LayoutMismatch {
+    /// The pin.
+    pub path: PathBuf,
+    /// What differs.
+    pub what: &'static str,
+    /// As it is.
+    pub found: u64,
+    /// As it should be.
+    pub expected: u64,
+}
 
-/// Cookie of the calling thread's network namespace.
+/// An entry doesn't fit into a map. Those before it were written.
+#[derive(Debug, thiserror::Error)]
+#[error("{map} is full with {capacity} entries")]
+pub struct MapFull {
+    /// The map.
+    pub map: &'static str,
+    /// Entries that it holds.
+    pub capacity: u32,
+}
+
+/// An interface doesn't exist (any more) in the network namespace of the thread that asked.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no interface with ifindex {ifindex} in this network namespace")]
+pub struct DeviceGone {
+    /// The interface's index.
+    pub ifindex: u32,
+}
+
+/// There are no pinned maps to work on.
+#[derive(Debug, thiserror::Error)]
+#[error("no maps are pinned in {}", dir.display())]
+pub struct NoMaps {
+    /// The pin directory.
+    pub dir: PathBuf,
+}
+
+/// Cookie of this thread's network namespace, which no other has as long as the kernel runs.
 ///
 /// # Errors
-///
 /// What the kernel said.
-pub fn netns_cookie() -> Result<u64> {
+pub fn netns_cookie() -> anyhow::Result<u64> {
     sys::netns_cookie().context("ask for the cookie of the network namespace")
 }
 
-/// Waits until every packet that was under way has left the programs.
-///
-/// # Errors
-///
-/// What the kernel said.
-pub fn grace_period() -> Result<()> {
-    sys::grace_period().context("wait for an RCU grace period (membarrier)")
-}
-
-/// Whether the kernel said that the device of a `devs` entry or an attachment doesn't exist.
-pub fn is_no_device(error: &anyhow::Error) -> bool {
+/// Whether an error is at bottom a missing privilege (CAP_BPF, CAP_NET_ADMIN, or access to the pin directory).
+pub fn is_privilege_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)))
+        // rustix has its own errno type.
+        let io = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        let errno = io.or_else(|| cause.downcast_ref::<rustix::io::Errno>().map(|e| e.raw_os_error()));
+        matches!(errno, Some(libc::EPERM | libc::EACCES))
     })
 }

@@ -1,113 +1,149 @@
-//! Raw bpf(2) and the few other system calls that have no safe wrapper.
+//! Raw `bpf(2)`: what `aya` has no call for, each as a safe function over descriptors and byte slices.
 //!
-//! Layouts of `union bpf_attr` are those of include/uapi/linux/bpf.h; what a kernel doesn't know yet is zero.
-
+//! Every function makes one system call. Lengths of keys and values are checked against what the kernel says of the
+//! map, so that it never reads or writes past a slice.
 #![allow(unsafe_code)]
 
-use super::abi::{Plain, bytes_of, bytes_of_mut};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-const MAP_LOOKUP_ELEM: u32 = 1;
-const MAP_UPDATE_ELEM: u32 = 2;
-const MAP_DELETE_ELEM: u32 = 3;
-const MAP_GET_NEXT_KEY: u32 = 4;
-const OBJ_PIN: u32 = 6;
-const OBJ_GET: u32 = 7;
-const OBJ_GET_INFO_BY_FD: u32 = 15;
-const PROG_QUERY: u32 = 16;
-const MAP_LOOKUP_BATCH: u32 = 24;
-const MAP_UPDATE_BATCH: u32 = 26;
-const MAP_DELETE_BATCH: u32 = 27;
-const LINK_CREATE: u32 = 28;
-const LINK_UPDATE: u32 = 29;
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+const MAP_DELETE_BATCH: libc::c_int = 27;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 /// `BPF_TCX_INGRESS`.
 pub(super) const TCX_INGRESS: u32 = 46;
 /// `BPF_TCX_EGRESS`.
 pub(super) const TCX_EGRESS: u32 = 47;
+/// `BPF_LINK_TYPE_TCX`.
+pub(super) const LINK_TYPE_TCX: u32 = 11;
+/// `BPF_F_BEFORE`: without a relative, the head of the chain.
 const F_BEFORE: u32 = 1 << 3;
+/// `BPF_F_LOCK` and the like are never set: plain update, existing or not.
+const UPDATE_ANY: u64 = 0;
+/// The kernel's internal ENOTSUPP, which it lets out where a map has no batch operations.
+pub(super) const ENOTSUPP: i32 = 524;
 
-/// `union bpf_attr` as bytes, zero beyond what a command uses.
-#[repr(C, align(8))]
-struct Attr([u8; 160]);
-
-impl Attr {
-    fn new() -> Self {
-        Self([0; 160])
-    }
-
-    fn u32(mut self, at: usize, value: u32) -> Self {
-        self.0[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-        self
-    }
-
-    fn u64(mut self, at: usize, value: u64) -> Self {
-        self.0[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-        self
-    }
-
-    fn fd(self, at: usize, fd: BorrowedFd<'_>) -> Self {
-        self.u32(at, fd.as_raw_fd() as u32)
-    }
-
-    fn read_u32(&self, at: usize) -> u32 {
-        u32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
-    }
-}
-
-/// # Safety
+/// Calls bpf(2). `attr` must be laid out as `union bpf_attr` for the command.
 ///
-/// Every address in `attr` is valid for what the command reads and writes there.
-unsafe fn bpf(command: u32, attr: &mut Attr, size: usize) -> io::Result<i64> {
-    loop {
-        // SAFETY: `attr` is valid for `size` bytes, and the caller vouches for the addresses in it.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.0.as_mut_ptr(), size) };
-        if result >= 0 {
-            return Ok(result);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+/// # Safety
+/// Every pointer in `attr` must be valid for what the command does with it.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: attr is live and as long as said; its pointers are the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }
 
-fn address<T: Plain>(values: &[T]) -> u64 {
-    bytes_of(values).as_ptr() as u64
+/// Calls bpf(2) with a command that returns a descriptor.
+///
+/// # Safety
+/// As for [`bpf`]; and the command must return a new descriptor.
+unsafe fn bpf_fd<T>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise; the descriptor is new and so owned by nobody else.
+    unsafe { bpf(command, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
-fn address_mut<T: Plain>(values: &mut [T]) -> u64 {
-    bytes_of_mut(values).as_mut_ptr() as u64
+fn fd_of(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
 }
 
-fn path_of(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+fn invalid_length() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
 }
 
-/// Opens what is pinned there.
-pub(super) fn get(path: &Path) -> io::Result<OwnedFd> {
-    let path = path_of(path)?;
-    let mut attr = Attr::new().u64(0, path.as_ptr() as u64);
-    // SAFETY: the path is a NUL-terminated string that outlives the call.
-    let fd = unsafe { bpf(OBJ_GET, &mut attr, 16)? };
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
-/// Pins an object there.
-pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let path = path_of(path)?;
-    let mut attr = Attr::new().u64(0, path.as_ptr() as u64).fd(8, fd);
-    // SAFETY: the path is a NUL-terminated string that outlives the call.
-    unsafe { bpf(OBJ_PIN, &mut attr, 16) }.map(drop)
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
 }
 
-/// What the kernel says of a map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttr {
+    pathname: u64,
+    fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// What the kernel says of a map (start of `struct bpf_map_info`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct MapInfo {
     pub(super) kind: u32,
     pub(super) id: u32,
@@ -117,194 +153,317 @@ pub(super) struct MapInfo {
     pub(super) flags: u32,
 }
 
-fn info(fd: BorrowedFd<'_>, words: &mut [u32]) -> io::Result<()> {
-    let size = std::mem::size_of_val(words) as u32;
-    let mut attr = Attr::new().fd(0, fd).u32(4, size).u64(8, address_mut(words));
-    // SAFETY: the buffer is as long as the attribute says and outlives the call.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr, 16) }.map(drop)
+/// Start of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct RawProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_len: u32,
+    xlated_len: u32,
+    jited: u64,
+    xlated: u64,
+    load_time: u64,
+    uid: u32,
+    map_count: u32,
+    map_ids: u64,
 }
 
-/// Reads `struct bpf_map_info`.
-pub(super) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
-    let mut w = [0u32; 6];
-    info(fd, &mut w)?;
-    Ok(MapInfo { kind: w[0], id: w[1], key_size: w[2], value_size: w[3], max_entries: w[4], flags: w[5] })
+/// What the kernel says of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProgramInfo {
+    /// Id.
+    pub(super) id: u32,
+    /// Ids of the maps it uses.
+    pub(super) maps: Vec<u32>,
 }
 
-/// Reads id and map ids of `struct bpf_prog_info`.
-pub(super) fn program_info(fd: BorrowedFd<'_>) -> io::Result<(u32, Vec<u32>)> {
-    // id is word 1; nr_map_ids is word 13, the address of map_ids words 14 and 15.
-    let mut maps = [0u32; 32];
-    let mut w = [0u32; 16];
-    let target = address_mut(&mut maps);
-    w[13] = maps.len() as u32;
-    w[14] = target as u32;
-    w[15] = (target >> 32) as u32;
-    if cfg!(target_endian = "big") {
-        w.swap(14, 15);
-    }
-    info(fd, &mut w)?;
-    let count = (w[13] as usize).min(maps.len());
-    Ok((w[1], maps[..count].to_vec()))
-}
-
-/// What the kernel says of a TCX link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the kernel says of a TCX bpf_link (`struct bpf_link_info`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct LinkInfo {
+    pub(super) kind: u32,
     pub(super) id: u32,
     pub(super) program: u32,
-    /// Index of the link it is attached to, 0 when that link is gone.
+    pad: u32,
+    /// 0 where the interface is gone.
     pub(super) ifindex: u32,
+    pub(super) attach_type: u32,
 }
 
-/// Reads `struct bpf_link_info` of a TCX link.
+fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let length = size_of::<T>() as u32;
+    let mut attr = InfoAttr { fd: fd_of(fd), length, info: std::ptr::from_mut(info) as u64 };
+    // SAFETY: info is live and `length` bytes long; the kernel writes no more than that.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop) }
+}
+
+/// The map behind a descriptor.
+pub(super) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = MapInfo::default();
+    object_info(fd, &mut info)?;
+    Ok(info)
+}
+
+/// The program behind a descriptor.
+pub(super) fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut maps = vec![0u32; 64];
+    let mut info =
+        RawProgramInfo { map_count: maps.len() as u32, map_ids: maps.as_mut_ptr() as u64, ..RawProgramInfo::default() };
+    object_info(fd, &mut info)?;
+    maps.truncate(info.map_count as usize);
+    Ok(ProgramInfo { id: info.id, maps })
+}
+
+/// The bpf_link behind a descriptor.
 pub(super) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    let mut w = [0u32; 16];
-    info(fd, &mut w)?;
-    Ok(LinkInfo { id: w[1], program: w[2], ifindex: w[4] })
+    let mut info = LinkInfo::default();
+    object_info(fd, &mut info)?;
+    Ok(info)
 }
 
-/// The chain of a TCX hook: program ids and link ids in order.
-pub(super) fn query(ifindex: u32, attach_type: u32) -> io::Result<(Vec<u32>, Vec<u32>)> {
-    let mut length = 64usize;
-    loop {
-        let (mut programs, mut links) = (vec![0u32; length], vec![0u32; length]);
-        let mut attr = Attr::new()
-            .u32(0, ifindex)
-            .u32(4, attach_type)
-            .u64(16, address_mut(&mut programs))
-            .u32(24, length as u32)
-            .u64(40, address_mut(&mut links));
-        // SAFETY: both buffers hold as many words as the attribute says and outlive the call.
-        let result = unsafe { bpf(PROG_QUERY, &mut attr, 64) };
-        let count = attr.read_u32(24) as usize;
-        match result {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && length < 4096 => length *= 4,
-            Err(e) => return Err(e),
-            Ok(_) => {
-                programs.truncate(count);
-                links.truncate(count);
-                return Ok((programs, links));
-            }
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| invalid_length())
+}
+
+/// Pins an object.
+pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, fd: fd_of(fd), file_flags: 0 };
+    // SAFETY: the path is a live C string.
+    unsafe { bpf(OBJ_PIN, &mut attr).map(drop) }
+}
+
+/// Opens a pinned object.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { pathname: path.as_ptr() as u64, ..ObjectAttr::default() };
+    // SAFETY: the path is a live C string, and OBJ_GET returns a new descriptor.
+    unsafe { bpf_fd(OBJ_GET, &mut attr) }
+}
+
+/// A map, with the sizes of its keys and values as user space sees them.
+#[derive(Debug)]
+pub(super) struct MapFd {
+    fd: OwnedFd,
+    info: MapInfo,
+    value_len: usize,
+}
+
+impl MapFd {
+    /// `copies`: number of possible CPUs for a per-CPU map, otherwise 1.
+    pub(super) fn new(fd: OwnedFd, copies: usize) -> io::Result<Self> {
+        let info = map_info(fd.as_fd())?;
+        let size = info.value_size as usize;
+        let value_len = if copies == 1 { size } else { size.next_multiple_of(8) * copies };
+        Ok(Self { fd, info, value_len })
+    }
+
+    /// What the kernel says of it.
+    pub(super) fn info(&self) -> &MapInfo {
+        &self.info
+    }
+
+    /// Bytes of a key.
+    pub(super) fn key_len(&self) -> usize {
+        self.info.key_size as usize
+    }
+
+    /// Bytes of a value; of all CPUs' values in a per-CPU map.
+    pub(super) fn value_len(&self) -> usize {
+        self.value_len
+    }
+
+    fn element(&self, key: Option<&[u8]>) -> io::Result<ElementAttr> {
+        match key {
+            Some(key) if key.len() != self.key_len() => Err(invalid_length()),
+            key => Ok(ElementAttr {
+                map_fd: fd_of(self.fd.as_fd()),
+                key: key.map_or(0, |k| k.as_ptr() as u64),
+                ..ElementAttr::default()
+            }),
         }
+    }
+
+    /// Reads one value; false where the key is absent.
+    pub(super) fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+        let mut attr = self.element(Some(key))?;
+        if value.len() != self.value_len {
+            return Err(invalid_length());
+        }
+        attr.value = value.as_mut_ptr() as u64;
+        // SAFETY: key and value are as long as the kernel thinks.
+        absent_is_false(unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) })
+    }
+
+    /// Writes one value, whether the key exists or not.
+    pub(super) fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let mut attr = self.element(Some(key))?;
+        if value.len() != self.value_len {
+            return Err(invalid_length());
+        }
+        attr.value = value.as_ptr() as u64;
+        attr.flags = UPDATE_ANY;
+        // SAFETY: key and value are as long as the kernel thinks.
+        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr).map(drop) }
+    }
+
+    /// Deletes one key; false where it is absent.
+    pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
+        let mut attr = self.element(Some(key))?;
+        // SAFETY: the key is as long as the kernel thinks.
+        absent_is_false(unsafe { bpf(MAP_DELETE_ELEM, &mut attr) })
+    }
+
+    /// Writes the key after `key` (the first one after none) into `next`; false at the end.
+    pub(super) fn next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+        let mut attr = self.element(key)?;
+        if next.len() != self.key_len() {
+            return Err(invalid_length());
+        }
+        attr.value = next.as_mut_ptr() as u64;
+        // SAFETY: both keys are as long as the kernel thinks.
+        absent_is_false(unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) })
+    }
+
+    fn batch(&self, keys: &[u8], values: Option<&[u8]>) -> io::Result<BatchAttr> {
+        let count = keys.len() / self.key_len().max(1);
+        let whole = keys.len() == count * self.key_len();
+        if !whole || values.is_some_and(|v| v.len() != count * self.value_len) {
+            return Err(invalid_length());
+        }
+        Ok(BatchAttr {
+            keys: keys.as_ptr() as u64,
+            values: values.map_or(0, |v| v.as_ptr() as u64),
+            count: u32::try_from(count).map_err(|_| invalid_length())?,
+            map_fd: fd_of(self.fd.as_fd()),
+            element_flags: UPDATE_ANY,
+            ..BatchAttr::default()
+        })
+    }
+
+    /// Writes many. Also returns the kernel's count, which on errors from within the batch says how many were written.
+    pub(super) fn update_batch(&self, keys: &[u8], values: &[u8]) -> (io::Result<()>, u32) {
+        match self.batch(keys, Some(values)) {
+            Err(error) => (Err(error), 0),
+            // SAFETY: keys and values are `count` times as long as the kernel thinks.
+            Ok(mut attr) => (unsafe { bpf(MAP_UPDATE_BATCH, &mut attr).map(drop) }, attr.count),
+        }
+    }
+
+    /// Deletes many. Also returns the kernel's count, as [`Self::update_batch`] does.
+    pub(super) fn delete_batch(&self, keys: &[u8]) -> (io::Result<()>, u32) {
+        match self.batch(keys, None) {
+            Err(error) => (Err(error), 0),
+            // SAFETY: the keys are `count` times as long as the kernel thinks.
+            Ok(mut attr) => (unsafe { bpf(MAP_DELETE_BATCH, &mut attr).map(drop) }, attr.count),
+        }
+    }
+
+    /// Reads as many as fit into `keys` and `values`, going on from `cursor` (from the start without one) and leaving
+    /// it where to go on from. Also returns the kernel's count; ENOENT means the end, and comes with valid data.
+    pub(super) fn lookup_batch(
+        &self,
+        cursor: &mut Option<Vec<u8>>,
+        keys: &mut [u8],
+        values: &mut [u8],
+    ) -> (io::Result<()>, u32) {
+        let mut attr = match self.batch(keys, Some(values)) {
+            Ok(attr) => attr,
+            Err(error) => return (Err(error), 0),
+        };
+        // A hash's cursor is a bucket (4 bytes), an array's a key.
+        let length = self.key_len().max(4);
+        let mut next = vec![0; length];
+        attr.keys = keys.as_mut_ptr() as u64;
+        attr.values = values.as_mut_ptr() as u64;
+        attr.in_batch = match cursor {
+            Some(from) if from.len() != length => return (Err(invalid_length()), 0),
+            Some(from) => from.as_ptr() as u64,
+            None => 0,
+        };
+        attr.out_batch = next.as_mut_ptr() as u64;
+        // SAFETY: keys and values are `count` times, the cursors at least as long as the kernel thinks.
+        let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr).map(drop) };
+        if result.is_ok() {
+            *cursor = Some(next);
+        }
+        (result, attr.count)
     }
 }
 
-/// Attaches a program at the head of a TCX hook.
-pub(super) fn tcx_create(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr = Attr::new().fd(0, program).u32(4, ifindex).u32(8, attach_type).u32(12, F_BEFORE);
-    // SAFETY: the attribute holds no addresses.
-    let fd = unsafe { bpf(LINK_CREATE, &mut attr, 64)? };
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+fn absent_is_false(result: io::Result<libc::c_int>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// Puts another program in the place of a link's.
+/// Attaches a program at the head of a TCX chain. The interface is looked for in this thread's network namespace.
+pub(super) fn link_create_tcx(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr =
+        LinkCreateAttr { prog_fd: fd_of(program), ifindex, attach_type, flags: F_BEFORE, ..LinkCreateAttr::default() };
+    // SAFETY: no pointers; LINK_CREATE returns a new descriptor.
+    unsafe { bpf_fd(LINK_CREATE, &mut attr) }
+}
+
+/// Replaces the program of a bpf_link in place.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = Attr::new().fd(0, link).fd(4, program);
-    // SAFETY: the attribute holds no addresses.
-    unsafe { bpf(LINK_UPDATE, &mut attr, 16) }.map(drop)
+    let mut attr = LinkUpdateAttr { link_fd: fd_of(link), prog_fd: fd_of(program), ..LinkUpdateAttr::default() };
+    // SAFETY: no pointers.
+    unsafe { bpf(LINK_UPDATE, &mut attr).map(drop) }
 }
 
-/// Reads one element; `value` is as large as the map's values (for per-CPU maps, of all possible CPUs).
-pub(super) fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &mut [V]) -> io::Result<()> {
-    let mut attr = Attr::new().fd(0, map).u64(8, address(std::slice::from_ref(key))).u64(16, address_mut(value));
-    // SAFETY: key and value have the map's sizes, which were checked when it was opened.
-    unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr, 32) }.map(drop)
+/// Detaches a bpf_link from its interface, whoever else holds it.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = fd_of(link);
+    // SAFETY: no pointers.
+    unsafe { bpf(LINK_DETACH, &mut attr).map(drop) }
 }
 
-/// Writes one element.
-pub(super) fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &[V]) -> io::Result<()> {
-    let mut attr = Attr::new().fd(0, map).u64(8, address(std::slice::from_ref(key))).u64(16, address(value));
-    // SAFETY: as above.
-    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr, 32) }.map(drop)
+/// The chain of a TCX hook, in order: program id and link id (0 where a program isn't held by a link).
+pub(super) fn tcx_chain(ifindex: u32, attach_type: u32) -> io::Result<Vec<(u32, u32)>> {
+    // The kernel allows 64 programs on a hook.
+    let mut programs = [0u32; 64];
+    let mut links = [0u32; 64];
+    let mut attr = QueryAttr {
+        ifindex,
+        attach_type,
+        prog_ids: programs.as_mut_ptr() as u64,
+        count: 64,
+        link_ids: links.as_mut_ptr() as u64,
+        ..QueryAttr::default()
+    };
+    // SAFETY: both arrays have the 64 entries that `count` says.
+    match unsafe { bpf(PROG_QUERY, &mut attr) } {
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    }
+    let count = attr.count.min(64) as usize;
+    Ok(programs.into_iter().zip(links).take(count).collect())
 }
 
-/// Deletes one element.
-pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
-    let mut attr = Attr::new().fd(0, map).u64(8, address(std::slice::from_ref(key)));
-    // SAFETY: as above.
-    unsafe { bpf(MAP_DELETE_ELEM, &mut attr, 32) }.map(drop)
+/// CLOCK_MONOTONIC in nanoseconds: the clock of `bpf_ktime_get_ns`.
+pub(super) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: now is live and of the right type. The call can't fail for this clock; 0 would only make ages 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec.cast_unsigned())
 }
 
-/// The key after that one, or the first.
-pub(super) fn next_key<K: Plain>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<K> {
-    let mut next = [K::default()];
-    let from = key.map_or(0, |k| address(std::slice::from_ref(k)));
-    let mut attr = Attr::new().fd(0, map).u64(8, from).u64(16, address_mut(&mut next));
-    // SAFETY: as above.
-    unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr, 32) }?;
-    Ok(next[0])
-}
-
-/// Outcome of a batch call: how many elements were treated, and what ended it.
-pub(super) type Batched = (usize, io::Result<()>);
-
-const BATCH: usize = 56;
-
-/// Writes many elements; a per-CPU value is as many `V` as there are possible CPUs, one after the other.
-pub(super) fn update_batch<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Batched {
-    let mut attr = Attr::new().u64(16, address(keys)).u64(24, address(values)).u32(32, keys.len() as u32).fd(36, map);
-    // SAFETY: keys and values have the map's sizes; the kernel reads as many as there are keys.
-    let result = unsafe { bpf(MAP_UPDATE_BATCH, &mut attr, BATCH) };
-    (attr.read_u32(32) as usize, result.map(drop))
-}
-
-/// Deletes many elements.
-pub(super) fn delete_batch<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> Batched {
-    let mut attr = Attr::new().u64(16, address(keys)).u32(32, keys.len() as u32).fd(36, map);
-    // SAFETY: as above.
-    let result = unsafe { bpf(MAP_DELETE_BATCH, &mut attr, BATCH) };
-    (attr.read_u32(32) as usize, result.map(drop))
-}
-
-/// Reads many elements from a cursor on; the cursor of the next call is written to `cursor`.
-pub(super) fn lookup_batch<K: Plain, V: Plain>(
-    map: BorrowedFd<'_>,
-    cursor: &mut [u64; 4],
-    first: bool,
-    keys: &mut [K],
-    values: &mut [V],
-) -> Batched {
-    let mut next = *cursor;
-    let from = if first { 0 } else { address(&cursor[..]) };
-    let mut attr = Attr::new()
-        .u64(0, from)
-        .u64(8, address_mut(&mut next))
-        .u64(16, address_mut(keys))
-        .u64(24, address_mut(values))
-        .u32(32, keys.len() as u32)
-        .fd(36, map);
-    // SAFETY: the buffers hold as many elements as the attribute says; a cursor has at most the size of a key or 4.
-    let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr, BATCH) };
-    *cursor = next;
-    (attr.read_u32(32) as usize, result.map(drop))
-}
-
-/// Cookie of the calling thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
+/// Cookie of this thread's network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
 pub(super) fn netns_cookie() -> io::Result<u64> {
     use rustix::net::{AddressFamily, SocketType, socket};
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     let mut cookie = 0u64;
-    let mut size = std::mem::size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the option is a u64, and the buffer is one.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &mut size,
-        )
-    };
+    let mut size = size_of::<u64>() as libc::socklen_t;
+    let target = std::ptr::from_mut(&mut cookie).cast();
+    // SAFETY: the option is a u64, and so is what the pointer leads to, which outlives the call.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, target, &raw mut size) };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Waits for an RCU grace period (`MEMBARRIER_CMD_GLOBAL`).
-pub(super) fn grace_period() -> io::Result<()> {
-    const CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: the call takes no addresses.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, CMD_GLOBAL, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

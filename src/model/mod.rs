@@ -3,10 +3,12 @@
 //! A *mapping* ties one local interface to one tunnel key: `{tunnel, id, remote} <-> interface`.
 //! Nothing in here performs I/O, reads a clock or knows about `aya` or `rtnetlink`.
 
+mod counters;
 mod desired;
 mod device;
 mod observed;
 
+pub use counters::*;
 pub use desired::*;
 pub use device::*;
 pub use observed::*;

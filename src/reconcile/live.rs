@@ -1,7 +1,7 @@
 //! The real kernel: the bpf and netlink edges behind one interface.
 
 use super::kernel::{Batch, Kernel, Outcome};
-use super::status::{Traffic, UnknownKey};
+use super::status::{Traffic, UnknownKey as SeenKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
 use crate::netlink::Netlink;
@@ -41,7 +41,7 @@ impl LiveKernel {
     /// When privileges are missing, when pins have another layout, or when they belong to another namespace.
     pub async fn open(pins: &Path, hook: Option<HookKind>) -> Result<Self> {
         let netlink = Netlink::open().await?;
-        let tcx = Dataplane::probe_tcx()?;
+        let tcx = crate::bpf::probe_tcx()?;
         let hook_kind = match hook {
             Some(HookKind::Tcx) if !tcx => {
                 bail!("this kernel has no TCX (Linux 6.6); use --hook clsact, or leave the choice to tunnel-mesh")
@@ -77,23 +77,26 @@ impl LiveKernel {
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn counters(&self, observed: &Observed) -> Result<(BTreeMap<u32, Traffic>, Vec<UnknownKey>)> {
-        let traffic = self.dataplane.counters()?.into_iter().map(|c| {
-            let drops = c.drops.iter().map(|(reason, n)| ((*reason).to_owned(), *n)).collect();
-            let (rx_packets, rx_bytes, tx_packets, tx_bytes) = (c.rx_packets, c.rx_bytes, c.tx_packets, c.tx_bytes);
-            (c.slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, drops })
+    pub fn counters(&self, observed: &Observed) -> Result<(BTreeMap<u32, Traffic>, Vec<SeenKey>)> {
+        if self.dataplane.capacity().is_none() {
+            return Ok((BTreeMap::new(), Vec::new()));
+        }
+        let traffic = self.dataplane.counters()?.into_iter().map(|(slot, c)| {
+            let counted = DropReason::ALL.iter().map(|r| (r.name().to_owned(), c.dropped(*r)));
+            let drops = counted.filter(|(_, n)| *n > 0).collect();
+            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, .. } = c;
+            (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, drops })
         });
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let name = |index: u32| {
             let conf = observed.maps.as_ref().and_then(|m| m.conf.get(&index));
             conf.map_or_else(|| format!("tunnel index {index}"), |c| c.name.clone())
         };
-        let unknown = self.dataplane.unknown()?.into_iter().map(|seen| UnknownKey {
+        let unknown = self.dataplane.unknown()?.into_iter().map(|seen| SeenKey {
             tunnel: name(seen.key.tunnel),
             id: seen.key.id,
             remote: seen.key.remote,
             packets: seen.packets,
-            last_seen_seconds: (now.tv_sec as u64).saturating_sub(seen.last_seen / 1_000_000_000),
+            last_seen_seconds: seen.age_ms / 1000,
         });
         Ok((traffic.collect(), unknown.collect()))
     }
@@ -189,12 +192,12 @@ impl Kernel for LiveKernel {
             Batch::ChangeLink(ifindex, change) => self.netlink.change(*ifindex, change).await?,
             Batch::DeleteLinks(ifindexes) => self.netlink.delete_all(ifindexes).await?,
             Batch::ResetCounters(slots) => drop(dataplane.reset_counters(slots)?),
-            Batch::SetConf(entries) => drop(dataplane.set_conf(entries)?),
+            Batch::SetConf(entries) => drop(dataplane.write_conf(entries)?),
             Batch::ClearConf(indexes) => drop(dataplane.clear_conf(indexes)?),
             Batch::SetDevs(entries) => {
                 // devs has no batch calls, and a device may be gone by now: each stands for itself.
                 for (place, (slot, ifindex)) in entries.iter().enumerate() {
-                    if let Err(error) = dataplane.set_devs(&[(*slot, *ifindex)]) {
+                    if let Err(error) = dataplane.write_devs(&[(*slot, *ifindex)]) {
                         if super::is_denied(&error) {
                             return Err(error);
                         }
@@ -205,9 +208,9 @@ impl Kernel for LiveKernel {
                 }
             }
             Batch::ClearDevs(slots) => drop(dataplane.clear_devs(slots)?),
-            Batch::SetTunkeys(entries) => drop(dataplane.set_tunkey2if(entries)?),
+            Batch::SetTunkeys(entries) => drop(dataplane.write_tunkey2if(entries)?),
             Batch::DeleteTunkeys(keys) => drop(dataplane.delete_tunkey2if(keys)?),
-            Batch::SetIfs(entries) => drop(dataplane.set_if2tunkey(entries)?),
+            Batch::SetIfs(entries) => drop(dataplane.write_if2tunkey(entries)?),
             Batch::DeleteIfs(ifindexes) => drop(dataplane.delete_if2tunkey(ifindexes)?),
             Batch::Attach { program, ifindex, direction, kind } => {
                 self.attach(*program, *ifindex, *direction, *kind).await?;
@@ -224,7 +227,8 @@ impl Kernel for LiveKernel {
     }
 
     async fn grace_period(&mut self) -> Result<()> {
-        crate::bpf::grace_period()
+        crate::bpf::grace_period();
+        Ok(())
     }
 }
 

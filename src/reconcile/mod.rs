@@ -119,12 +119,7 @@ impl<K: Kernel> Reconciler<K> {
 
 /// Whether the kernel refused for want of privilege.
 pub fn is_denied(error: &anyhow::Error) -> bool {
-    crate::netlink::is_denied(error)
-        || error.chain().any(|cause| {
-            cause
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
-        })
+    crate::netlink::is_denied(error) || crate::bpf::is_privilege_missing(error)
 }
 
 /// Fingerprint of what a live state means for a plan: everything but counters. The first 16 hex digits of a SHA-256.

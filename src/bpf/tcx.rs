@@ -1,0 +1,216 @@
+//! TCX attachments: pinned bpf_links, taken over and updated in place.
+//!
+//! A pinned link survives us, renames and even a move of its interface to another namespace; when the interface is
+//! deleted, the pin stays and is *defunct*. So a pin counts only when the kernel's chain on that ifindex, in this
+//! namespace, contains its link.
+
+use super::dataplane::Dataplane;
+use super::object::Loaded;
+use super::pins::{rename, unpin};
+use super::sys::{self, LINK_TYPE_TCX, LinkInfo, TCX_EGRESS, TCX_INGRESS};
+use super::{DeviceGone, pins};
+use crate::model::{Attachment, Direction, HookKind, Program};
+use anyhow::{Context, Result, anyhow};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Loopback, which every namespace has.
+const LOOPBACK: u32 = 1;
+
+/// Whether the kernel attaches by TCX, by asking it about a hook.
+///
+/// # Errors
+/// Where the kernel doesn't let us ask: privileges are missing.
+pub fn probe_tcx() -> Result<bool> {
+    match sys::tcx_chain(LOOPBACK, TCX_INGRESS) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error).context("ask for the TCX programs of the loopback device"),
+    }
+}
+
+/// A pinned attachment.
+struct Pinned {
+    link: OwnedFd,
+    info: LinkInfo,
+    /// Place in the chain of its interface; `None` where it is defunct.
+    position: Option<u32>,
+}
+
+impl Pinned {
+    /// What is pinned for a hook, if anything.
+    fn open(path: &Path, ifindex: u32, direction: Direction) -> Result<Option<Self>> {
+        let link = match sys::open_pin(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            link => link.with_context(|| format!("open the pinned attachment {}", path.display()))?,
+        };
+        let info = sys::link_info(link.as_fd()).with_context(|| format!("ask about {}", path.display()))?;
+        let here = info.kind == LINK_TYPE_TCX && info.ifindex == ifindex && info.attach_type == attach_type(direction);
+        let position = if here {
+            let chain = chain(ifindex, direction)?;
+            chain.iter().position(|(_, link)| *link == info.id).map(|position| position as u32)
+        } else {
+            None
+        };
+        Ok(Some(Self { link, info, position }))
+    }
+}
+
+impl Dataplane {
+    /// Our TCX attachments by their pins, defunct ones too (`program` is `None`), with their place in the chain.
+    pub fn tcx_attachments(&self) -> Result<Vec<Attachment>> {
+        let mut attachments = Vec::new();
+        for (ifindex, direction) in self.pins.list_links()? {
+            let Some(pinned) = Pinned::open(&self.pins.link(ifindex, direction), ifindex, direction)? else {
+                continue;
+            };
+            attachments.push(Attachment {
+                kind: HookKind::Tcx,
+                ifindex,
+                direction,
+                program: pinned.position.map(|_| pinned.info.program),
+                position: pinned.position.unwrap_or_default(),
+            });
+        }
+        Ok(attachments)
+    }
+
+    /// Attaches a pinned program at the head of a hook's chain, and pins the attachment.
+    ///
+    /// A live attachment of ours is updated in place; one that others have put themselves before is moved to the head
+    /// without a gap; a defunct one is made anew.
+    ///
+    /// # Errors
+    /// [`DeviceGone`] where the interface doesn't exist in this thread's network namespace.
+    pub fn tcx_attach(&mut self, program: Program, ifindex: u32, direction: Direction) -> Result<()> {
+        let fd = self.program_fd(program)?;
+        let id = sys::program_info(fd.as_fd()).with_context(|| format!("ask about {}", program.name()))?.id;
+        let path = self.pins.link(ifindex, direction);
+        let attach = || -> Result<()> {
+            match Pinned::open(&path, ifindex, direction)? {
+                None => self.attach_anew(fd.as_fd(), &path, ifindex, direction),
+                Some(Pinned { position: None, .. }) => {
+                    unpin(&path)?;
+                    self.attach_anew(fd.as_fd(), &path, ifindex, direction)
+                }
+                Some(pinned @ Pinned { position: Some(0), .. }) => {
+                    if pinned.info.program == id {
+                        return Ok(());
+                    }
+                    match sys::link_update(pinned.link.as_fd(), fd.as_fd()) {
+                        // The interface went this very moment.
+                        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Err(DeviceGone { ifindex }.into()),
+                        result => result.context("replace the program in place"),
+                    }
+                }
+                Some(pinned) => self.move_to_head(&pinned, program, fd.as_fd(), ifindex, direction),
+            }
+        };
+        attach().with_context(|| format!("attach {} to {}", program.name(), hook(ifindex, direction)))
+    }
+
+    /// Detaches what we attached to a hook. Nothing there is fine.
+    pub fn tcx_detach(&mut self, ifindex: u32, direction: Direction) -> Result<()> {
+        discard(&self.pins.link(ifindex, direction))
+            .with_context(|| format!("detach from {}", hook(ifindex, direction)))
+    }
+
+    fn attach_anew(&self, program: BorrowedFd<'_>, path: &Path, ifindex: u32, direction: Direction) -> Result<()> {
+        pins::make_dir(&self.pins.links_dir())?;
+        let link = create(program, ifindex, direction)?;
+        sys::pin(link.as_fd(), path).with_context(|| format!("pin it as {}", path.display()))
+    }
+
+    /// Moves a live attachment to the head. The kernel has no call for that, and refuses a program that is in the
+    /// chain already; so the old attachment gets a twin of the program, the program itself goes to the head, and only
+    /// then the old attachment goes.
+    fn move_to_head(
+        &self,
+        old: &Pinned,
+        program: Program,
+        fd: BorrowedFd<'_>,
+        ifindex: u32,
+        direction: Direction,
+    ) -> Result<()> {
+        let (path, unfinished) = (self.pins.link(ifindex, direction), self.pins.unfinished_link(ifindex, direction));
+        discard(&unfinished)?;
+        let mut twin = Loaded::new(&self.pins, program)?;
+        sys::link_update(old.link.as_fd(), twin.classifier()?.fd()?.as_fd()).context("update the old attachment")?;
+        let link = create(fd, ifindex, direction)?;
+        sys::pin(link.as_fd(), &unfinished).with_context(|| format!("pin it as {}", unfinished.display()))?;
+        rename(&unfinished, &path)?;
+        detach(old.link.as_fd()).context("detach the old attachment")
+    }
+}
+
+/// Replaces the program of every live attachment that runs `old` by `new`. Returns how many those were.
+pub(super) fn replace_everywhere(dataplane: &Dataplane, old: u32, new: BorrowedFd<'_>) -> Result<u32> {
+    let mut replaced = 0;
+    for (ifindex, direction) in dataplane.pins.list_links()? {
+        let path = dataplane.pins.link(ifindex, direction);
+        let Some(pinned) = Pinned::open(&path, ifindex, direction)? else { continue };
+        if pinned.info.program != old || pinned.info.ifindex == 0 {
+            continue;
+        }
+        match sys::link_update(pinned.link.as_fd(), new) {
+            Ok(()) => replaced += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("replace the program on {}", hook(ifindex, direction)));
+            }
+        }
+    }
+    Ok(replaced)
+}
+
+/// Detaches and unpins an attachment. One that is missing is gone already.
+pub(super) fn discard(path: &Path) -> Result<()> {
+    match sys::open_pin(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Ok(link) => detach(link.as_fd()).with_context(|| format!("detach {}", path.display()))?,
+        Err(error) => return Err(error).with_context(|| format!("open the pinned attachment {}", path.display())),
+    }
+    unpin(path)
+}
+
+/// Detaches at once: dropping the last reference would do it some time later.
+fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    match sys::link_detach(link) {
+        // Defunct: there is nothing to detach from.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT)) => Ok(()),
+        result => result,
+    }
+}
+
+fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> Result<OwnedFd> {
+    sys::link_create_tcx(program, ifindex, attach_type(direction)).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENODEV) => DeviceGone { ifindex }.into(),
+        Some(libc::EEXIST) => anyhow!(error)
+            .context("the program is in the chain already, by an attachment that isn't pinned here; detach that one"),
+        _ => anyhow!(error).context("put it at the head of the TCX chain"),
+    })
+}
+
+fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
+    match sys::tcx_chain(ifindex, attach_type(direction)) {
+        // No such interface here, or no TCX in this kernel: nothing is attached.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(Vec::new()),
+        chain => chain.with_context(|| format!("ask for the programs on {}", hook(ifindex, direction))),
+    }
+}
+
+fn attach_type(direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => TCX_INGRESS,
+        Direction::Egress => TCX_EGRESS,
+    }
+}
+
+fn hook(ifindex: u32, direction: Direction) -> String {
+    let direction = match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    };
+    format!("the TC {direction} of ifindex {ifindex}")
+}

@@ -1,0 +1,111 @@
+//! What the data plane counted: packets, bytes, drops by reason, and keys that nobody mapped.
+
+use super::TunKey;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Why the data plane dropped a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropReason {
+    /// Nobody mapped the key that a packet came with.
+    UnknownKey,
+    /// The packet carried no tunnel key: the tunnel device isn't in external mode.
+    NoTunnelKey,
+    /// The tunnel has no valid entry in `conf`.
+    NoConf,
+    /// The device isn't the one that was mapped: another has inherited its index, or it left the namespace.
+    WrongDevice,
+    /// The interface has no entry in `if2tunkey`.
+    NoEntry,
+    /// The device to send to is gone.
+    TargetGone,
+    /// Came in from a tunnel and was about to leave through one.
+    SplitHorizon,
+    /// An endpoint's program saw a packet that the workload didn't send.
+    WrongHook,
+    /// The kernel refused the outer header's fields.
+    SetTunnelKey,
+    /// The kernel refused the redirect.
+    Redirect,
+    /// A map entry failed its check at every try.
+    Inconsistent,
+}
+
+impl DropReason {
+    /// Every reason, in the order of the data plane's counters.
+    pub const ALL: [Self; 11] = [
+        Self::UnknownKey,
+        Self::NoTunnelKey,
+        Self::NoConf,
+        Self::WrongDevice,
+        Self::NoEntry,
+        Self::TargetGone,
+        Self::SplitHorizon,
+        Self::WrongHook,
+        Self::SetTunnelKey,
+        Self::Redirect,
+        Self::Inconsistent,
+    ];
+
+    /// Stable name, as in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "unknown_key",
+            Self::NoTunnelKey => "no_tunnel_key",
+            Self::NoConf => "no_conf",
+            Self::WrongDevice => "wrong_device",
+            Self::NoEntry => "no_entry",
+            Self::TargetGone => "target_gone",
+            Self::SplitHorizon => "split_horizon",
+            Self::WrongHook => "wrong_hook",
+            Self::SetTunnelKey => "set_tunnel_key",
+            Self::Redirect => "redirect",
+            Self::Inconsistent => "inconsistent",
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Counters of one slot, summed over CPUs. A GSO packet counts as its segments.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Packets decapsulated for the tenant.
+    pub rx_packets: u64,
+    /// Their bytes, from the inner Ethernet header on.
+    pub rx_bytes: u64,
+    /// Packets that the tenant sent into the tunnel.
+    pub tx_packets: u64,
+    /// Their bytes, from the inner Ethernet header on.
+    pub tx_bytes: u64,
+    /// Packets dropped, in the order of [`DropReason::ALL`].
+    pub drops: [u64; DropReason::ALL.len()],
+}
+
+impl Counters {
+    /// Packets dropped for that reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// Packets dropped for any reason.
+    pub fn dropped_total(&self) -> u64 {
+        self.drops.iter().fold(0, |sum, n| sum.wrapping_add(*n))
+    }
+}
+
+/// A key that packets came with and nobody mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownKey {
+    /// Tunnel index, id and remote.
+    pub key: TunKey,
+    /// Packets dropped since the key was first seen.
+    pub packets: u64,
+    /// Milliseconds since the last of them.
+    pub age_ms: u64,
+}
