@@ -598,7 +598,7 @@ impl Foreign {
     fn load(netns: &Netns) -> Self {
         ensure_bpffs();
         let object = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(object.path(), include_bytes!(concat!(env!("OUT_DIR"), "/probe.bpf.o"))).unwrap();
+        std::fs::write(object.path(), include_bytes!(env!("TUNNEL_MESH_PROBE_OBJECT"))).unwrap();
         let pins = std::path::PathBuf::from(format!("/sys/fs/bpf/{}-probe", netns.name));
         let directory = pins.to_str().unwrap();
         run("bpftool", &["prog", "loadall", object.path().to_str().unwrap(), directory, "pinmaps", directory]);

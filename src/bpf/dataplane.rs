@@ -1,7 +1,8 @@
 //! The pinned data plane of one pin directory: opening it, reading it, its programs, taking it down.
 
 use super::abi::{
-    ABI_VERSION, META_NAMESPACE, Plain, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey, RawUnknown,
+    ABI_VERSION, META_NAMESPACE, Plain, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey,
+    RawUnknown,
 };
 use super::maps::{self, Maps};
 use super::object::{self, Loaded};

@@ -5,8 +5,8 @@
 
 use super::LayoutMismatch;
 use super::abi::{
-    ABI_VERSION, CONF_ENTRIES, META_NAMESPACE, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey, RawUnknown,
-    UNKNOWN_ENTRIES,
+    ABI_VERSION, CONF_ENTRIES, META_NAMESPACE, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef,
+    RawTunKey, RawUnknown, UNKNOWN_ENTRIES,
 };
 use super::batch::Map;
 use super::pins::Pins;

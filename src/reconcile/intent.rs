@@ -14,19 +14,78 @@ pub struct Removals {
     pub delay: bool,
 }
 
-/// Compares the files' new state with the accepted one.
-pub fn intend(accepted: Option<&Desired>, new: Desired, removals: Removals) -> Intent {
-    let Some(accepted) = accepted else { return Intent { desired: new, ..Intent::default() } };
-    let verdict = guard::check(accepted, &new);
-    let removed: BTreeSet<String> = verdict.removed.into_iter().collect();
-    let (held, delayed) = match (verdict.held && !removals.allow, removals.delay) {
-        (true, _) => (removed.clone(), BTreeSet::new()),
-        (false, true) => (BTreeSet::new(), removed.clone()),
-        (false, false) => (BTreeSet::new(), BTreeSet::new()),
-    };
+/// Compares the files' new state with what is in force.
+///
+/// What is held stays held until the files have it again or somebody allows it: it must not slip through because other
+/// mappings came meanwhile and made it a smaller share.
+pub fn intend(before: Option<&Intent>, new: Desired, removals: Removals) -> Intent {
+    let Some(before) = before else { return Intent { desired: new, ..Intent::default() } };
+    let removed = |state: &Desired| guard::check(state, &new);
+    let all: BTreeSet<String> = removed(&before.desired).removed.into_iter().collect();
+    let still_held: BTreeSet<String> = before.held.intersection(&all).cloned().collect();
+    let mut judged = before.desired.clone();
+    judged.mappings.retain(|interface, _| !still_held.contains(interface));
+    let verdict = removed(&judged);
+    let fresh: BTreeSet<String> = verdict.removed.into_iter().collect();
+
+    let (mut held, mut delayed) = (BTreeSet::new(), BTreeSet::new());
+    if !removals.allow {
+        held = still_held;
+        if verdict.held {
+            held.extend(fresh);
+        } else if removals.delay {
+            delayed = fresh;
+        }
+    }
     let kept: BTreeSet<String> = held.union(&delayed).cloned().collect();
     if kept.is_empty() {
         return Intent { desired: new, held, delayed };
     }
-    Intent { desired: hold::keep(accepted, &new, &kept), held, delayed }
+    Intent { desired: hold::keep(&before.desired, &new, &kept), held, delayed }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::topology::{NodeChoice, SourceFile, merge, parse};
+
+    /// A state with these interfaces mapped, each with a key of its own.
+    fn state(interfaces: std::ops::Range<u32>) -> Desired {
+        let mut text = String::from("version: 1\ntunnels: {v0: {kind: vxlan, local: 10.1.0.1}}\nmappings:\n");
+        for n in interfaces {
+            text.push_str(&format!("  - {{interface: e{n}, id: {n}, remote: 10.0.0.2}}\n"));
+        }
+        let parsed = parse(&SourceFile { name: "t".to_owned(), text: text.into_bytes() });
+        merge([&parsed]).unwrap().compile(&NodeChoice::Unknown).unwrap()
+    }
+
+    const ASK: Removals = Removals { allow: false, delay: false };
+
+    #[test]
+    fn what_is_held_stays_held_whatever_comes_besides() {
+        let before = Intent { desired: state(0..1), ..Intent::default() };
+        let held = intend(Some(&before), state(1..30), ASK);
+        assert_eq!(held.held.len(), 1);
+        assert_eq!(held.desired.mappings.len(), 30);
+        // Looked at again, e0 is one of thirty, and still held.
+        let again = intend(Some(&held), state(1..30), ASK);
+        assert_eq!(again, held);
+        // Few more removals pass by themselves.
+        let fewer = intend(Some(&held), state(1..29), ASK);
+        assert_eq!((fewer.held.len(), fewer.desired.mappings.len()), (1, 29));
+        // In the files again, or allowed, it is no longer held.
+        assert!(intend(Some(&held), state(0..30), ASK).held.is_empty());
+        let allowed = intend(Some(&held), state(1..30), Removals { allow: true, delay: false });
+        assert_eq!((allowed.held.len(), allowed.desired.mappings.len()), (0, 29));
+    }
+
+    #[test]
+    fn delayed_removals_stay_in_force_until_they_are_confirmed() {
+        let before = Intent { desired: state(0..20), ..Intent::default() };
+        let waiting = intend(Some(&before), state(0..19), Removals { allow: false, delay: true });
+        assert_eq!((waiting.delayed.len(), waiting.desired.mappings.len()), (1, 20));
+        let confirmed = intend(Some(&waiting), state(0..19), ASK);
+        assert_eq!((confirmed.delayed.len(), confirmed.desired.mappings.len()), (0, 19));
+    }
 }

@@ -14,7 +14,8 @@ pub struct Loader {
     paths: Vec<PathBuf>,
     node: NodeChoice,
     cache: HashMap<PathBuf, (Stamp, ParsedFile)>,
-    seen: Option<Listing>,
+    /// What the last look found: files, or why there are none.
+    seen: Option<Result<Listing, String>>,
 }
 
 /// Why the topology was not accepted.
@@ -73,7 +74,7 @@ impl Loader {
 
     /// Whether the directories look as they did at the last [`Loader::load`], errors included.
     pub fn unchanged(&self) -> bool {
-        read::list(&self.paths).ok() == self.seen
+        self.seen.as_ref() == Some(&read::list(&self.paths).map_err(|e| format!("{e:#}")))
     }
 
     /// Reads, parses what changed, merges and compiles.
@@ -82,9 +83,12 @@ impl Loader {
     ///
     /// [`Rejected`]: nothing of a topology with an error is taken over.
     pub fn load(&mut self) -> Result<Desired, Rejected> {
-        self.seen = None;
-        let listing = read::list(&self.paths).map_err(Rejected::Unreadable)?;
-        self.seen = Some(listing.clone());
+        let listing = read::list(&self.paths);
+        self.seen = Some(match &listing {
+            Ok(files) => Ok(files.clone()),
+            Err(error) => Err(format!("{error:#}")),
+        });
+        let listing = listing.map_err(Rejected::Unreadable)?;
         let known: std::collections::HashSet<&PathBuf> = listing.iter().map(|(p, _)| p).collect();
         self.cache.retain(|path, _| known.contains(path));
         for (path, stamp) in &listing {
