@@ -61,7 +61,7 @@ impl ApplyArgs {
         kernel.recover()?;
         let accepted = Accepted::load(&paths.state)?;
         let before = accepted.as_ref().map(|a| &a.desired);
-        let intent = intend(before, new, Removals { allow: self.allow_deletes, delay: false });
+        let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });
         Accepted::store(&paths.state, &intent)?;
         let report = Reconciler::new(kernel).pass(&intent.desired, before).await?;
         self.tell(global, &report, &intent.held)

@@ -57,7 +57,7 @@ impl PlanArgs {
         let new = global.load()?;
         let accepted = Accepted::load(&paths.state)?;
         let before = accepted.as_ref().map(|a| &a.desired);
-        let intent = intend(before, new, Removals::default());
+        let intent = intend(accepted.as_ref(), new, Removals::default());
         let kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         let (observed, plan) = Reconciler::new(kernel).plan(&intent.desired, before).await?;
         match self.format {

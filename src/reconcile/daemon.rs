@@ -213,8 +213,7 @@ impl Daemon {
             }
         };
         self.config_error = None;
-        let accepted = self.intent.as_ref().map(|i| &i.desired);
-        let intent = intend(accepted, new, removals);
+        let intent = intend(self.intent.as_ref(), new, removals);
         if self.intent.as_ref() == Some(&intent) {
             return true;
         }
