@@ -234,6 +234,8 @@ impl Status {
         let changing = |object: Object, address: &str| {
             plan.and_then(|p| p.changes.iter().find(|c| c.object == object && c.address == address))
         };
+        // Why a tunnel has no device that it can use.
+        let problem = |tunnel: &str| plan.and_then(|p| p.problems.iter().find(|p| p.address == tunnel));
         let slots: BTreeMap<u32, u32> =
             observed.maps.iter().flat_map(|m| &m.if2tunkey).map(|(ifindex, e)| (*ifindex, e.slot)).collect();
         let mappings: Vec<MappingStatus> = desired
@@ -244,6 +246,9 @@ impl Status {
                 let slot = link.and_then(|l| slots.get(&l.ifindex)).copied();
                 let (state, why) = if let Some(why) = pending.get(m.interface.as_str()) {
                     (State::Pending, Some((*why).to_owned()))
+                } else if let Some(problem) = problem(&m.key.tunnel) {
+                    // Its entries stay as they are, so that only the device has to come back.
+                    (State::Pending, Some(format!("its tunnel can't be used: {}", problem.what)))
                 } else if let Some(change) = changing(Object::Mapping, &m.address()) {
                     (State::Drifted, Some(drift(change)))
                 } else if held.contains(&m.interface) {
@@ -278,8 +283,7 @@ impl Status {
                 let conf = observed.maps.iter().flat_map(|m| &m.conf).find(|(_, c)| c.name == t.name);
                 let index = conf.map(|(i, _)| *i);
                 let link = observed.link(&t.name);
-                let problem = plan.iter().flat_map(|p| &p.problems).find(|p| p.address == t.name);
-                let (state, why) = match (problem, changing(Object::Tunnel, &t.name)) {
+                let (state, why) = match (problem(&t.name), changing(Object::Tunnel, &t.name)) {
                     (Some(p), _) => (State::Pending, Some(p.what.clone())),
                     (None, Some(change)) => (State::Drifted, Some(drift(change))),
                     (None, None) => (State::Active, None),
