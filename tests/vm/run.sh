@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Boots Debian kernels under QEMU and runs the kernel tests in them, in clsact mode where the kernel has no TCX.
+# Boots Debian kernels under QEMU and runs the kernel tests in them, in clsact mode.
 #
 # usage: run.sh [EXECUTABLE...]      (default: cargo's tests named kernel_*, bpf_* and netlink_*, and the demo)
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
+#   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
 #   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 2400
 #   VM_TEST_TIMEOUT  seconds for one executable; default: 900
 #   VM_MEMORY        MiB; default: 2048
@@ -53,6 +54,8 @@ if [ $# = 0 ]; then
     [ ! -x "$project/examples/demo.sh" ] || set -- "$@" "$project/examples/demo.sh"
 fi
 export VM_ENV_TUNNEL_MESH_SLOW=1 VM_ENV_RUST_BACKTRACE=1 VM_ENV_RUST_TEST_THREADS=${RUST_TEST_THREADS:-1}
+hook=${TUNNEL_MESH_HOOK:-clsact}
+[ "$hook" = auto ] || export VM_ENV_TUNNEL_MESH_HOOK=$hook VM_ENV_MODE=$hook
 export VM_ENV_INSTA_WORKSPACE_ROOT=$project VM_ENV_CARGO_MANIFEST_DIR=$project VM_ENV_BIN=$program
 "$here/initramfs.sh" "$project" "$program" "$@" >"$work/base.cpio"
 
