@@ -34,18 +34,18 @@
 
 /* Why a packet was dropped. Names in src/bpf/abi.rs, in this order; append only. */
 enum tm_drop {
-	TM_DROP_UNKNOWN_KEY,   /* nobody mapped the key that a packet came with */
-	TM_DROP_NO_TUNNEL_KEY, /* bpf_skb_get_tunnel_key failed: the device isn't in external mode */
-	TM_DROP_NO_CONF,       /* the tunnel has no valid entry in `conf` */
-	TM_DROP_WRONG_DEVICE,  /* this device isn't the one that was mapped */
-	TM_DROP_NO_ENTRY,      /* the interface has no entry in `if2tunkey` */
-	TM_DROP_TARGET_GONE,   /* the device to send to is gone */
-	TM_DROP_SPLIT_HORIZON, /* came in from a tunnel, was about to leave through one */
-	TM_DROP_WRONG_HOOK,    /* an endpoint's program saw a packet that the workload didn't send */
+	TM_DROP_UNKNOWN_KEY,    /* nobody mapped the key that a packet came with */
+	TM_DROP_NO_TUNNEL_KEY,  /* bpf_skb_get_tunnel_key failed: the device isn't in external mode */
+	TM_DROP_NO_CONF,        /* the tunnel has no valid entry in `conf` */
+	TM_DROP_WRONG_DEVICE,   /* this device isn't the one that was mapped */
+	TM_DROP_NO_ENTRY,       /* the interface has no entry in `if2tunkey` */
+	TM_DROP_TARGET_GONE,    /* the device to send to is gone */
+	TM_DROP_SPLIT_HORIZON,  /* came in from a tunnel, was about to leave through one */
+	TM_DROP_WRONG_HOOK,     /* an endpoint's program saw a packet that the workload didn't send */
 	TM_DROP_SET_TUNNEL_KEY, /* bpf_skb_set_tunnel_key failed */
-	TM_DROP_REDIRECT,      /* the redirect helper refused */
-	TM_DROP_INCONSISTENT,  /* an entry failed its check at every try */
-	TM_DROP_SPARE,         /* not used yet */
+	TM_DROP_REDIRECT,       /* the redirect helper refused */
+	TM_DROP_INCONSISTENT,   /* an entry failed its check at every try */
+	TM_DROP_SPARE,          /* not used yet */
 	TM_DROP_REASONS,
 };
 
