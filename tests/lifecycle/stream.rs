@@ -45,7 +45,7 @@ impl Stream {
                     assert_eq!(outbox.send(&packet).unwrap(), packet.len());
                     number += 1;
                     sent.store(number, Ordering::Relaxed);
-                    if number % BURST == 0 {
+                    if number.is_multiple_of(BURST) {
                         std::thread::sleep(Duration::from_millis(1));
                     }
                 }
