@@ -148,6 +148,17 @@ pub struct MapState {
     pub devs: Vec<(u32, u32)>,
 }
 
+impl MapState {
+    /// Index of a tunnel: by its name in `conf` or, where that entry was lost, by its device in `devs`.
+    pub fn tunnel_index(&self, name: &str, device: Option<u32>) -> Option<u32> {
+        let named = self.conf.iter().find(|(_, c)| c.name == name).map(|(index, _)| *index);
+        named.or_else(|| {
+            let lost = |slot: u32| slot < super::TUNNEL_INDEXES && !self.conf.contains_key(&slot);
+            self.devs.iter().find(|(slot, holder)| lost(*slot) && Some(*holder) == device).map(|(slot, _)| *slot)
+        })
+    }
+}
+
 /// Entry of `conf`: one tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conf {

@@ -65,9 +65,10 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
 
     // An index stays with its tunnel; a new one is taken only if no live entry refers to it.
     let mut index_of: BTreeMap<&str, u32> = BTreeMap::new();
-    for (index, conf) in &b.live.conf {
-        if let Some((name, _)) = desired.tunnels.get_key_value(&conf.name) {
-            index_of.entry(name).or_insert(*index);
+    for name in desired.tunnels.keys() {
+        let device = observed.link(name).map(|l| l.ifindex);
+        if let Some(index) = observed.maps.as_ref().and_then(|m| m.tunnel_index(name, device)) {
+            index_of.insert(name, index);
         }
     }
     let mut used: BTreeSet<u32> = b.live.conf.keys().copied().collect();

@@ -26,8 +26,8 @@ pub(super) fn assign(b: &mut Builder<'_>) {
         }
     }
 
-    // An interface that was recreated takes over the slot of its key, which the kernel has emptied, if nothing else
-    // arrives through that slot.
+    // An interface that lost its entry keeps the slot of its key. One that was recreated takes it over, emptied by the
+    // kernel, if nothing else arrives through that slot.
     let mut keys_by_slot: BTreeMap<u32, usize> = BTreeMap::new();
     for value in live.keys.values() {
         *keys_by_slot.entry(value.slot).or_default() += 1;
@@ -37,9 +37,12 @@ pub(super) fn assign(b: &mut Builder<'_>) {
         let Some(tunnel) = b.tunnels.get(planned.mapping.key.tunnel.as_str()) else { return true };
         let key = super::mappings::key_of(planned.mapping, tunnel.index);
         let Some(slot) = live.keys.get(&key).map(|v| v.slot) else { return true };
-        let empty = slot >= FIRST_MAPPING_SLOT && slot < live.capacity && !live.devs.contains_key(&slot);
-        let usable = empty && keys_by_slot.get(&slot) == Some(&1);
-        if usable && taken.insert(slot) {
+        let real = slot >= FIRST_MAPPING_SLOT && slot < live.capacity;
+        let usable = match live.devs.get(&slot) {
+            Some(holder) => planned.link.ifindex == Some(*holder),
+            None => keys_by_slot.get(&slot) == Some(&1),
+        };
+        if real && usable && taken.insert(slot) {
             planned.slot = slot;
             false
         } else {

@@ -237,12 +237,22 @@ impl Status {
         };
         let slots: BTreeMap<u32, u32> =
             observed.maps.iter().flat_map(|m| &m.if2tunkey).map(|(ifindex, e)| (*ifindex, e.slot)).collect();
+        let keys: BTreeMap<TunKey, u32> =
+            observed.maps.iter().flat_map(|m| &m.tunkey2if).map(|(key, value)| (*key, value.slot)).collect();
+        let index_of = |tunnel: &str| {
+            let device = observed.link(tunnel).map(|l| l.ifindex);
+            observed.maps.as_ref().and_then(|m| m.tunnel_index(tunnel, device))
+        };
         let mappings: Vec<MappingStatus> = desired
             .mappings
             .values()
             .map(|m| {
                 let link = observed.link(&m.interface);
-                let slot = link.and_then(|l| slots.get(&l.ifindex)).copied();
+                // By its key where the interface is gone or lost its entry: its drops are what one wants to know then.
+                let slot = link.and_then(|l| slots.get(&l.ifindex)).copied().or_else(|| {
+                    let key = TunKey { tunnel: index_of(&m.key.tunnel)?, id: m.key.id, remote: m.key.remote };
+                    keys.get(&key).copied()
+                });
                 let (state, why) = if let Some(why) = pending.get(m.interface.as_str()) {
                     (State::Pending, Some((*why).to_owned()))
                 } else if let Some(change) = changing(Object::Mapping, &m.address()) {
@@ -278,9 +288,8 @@ impl Status {
             .tunnels
             .values()
             .map(|t| {
-                let conf = observed.maps.iter().flat_map(|m| &m.conf).find(|(_, c)| c.name == t.name);
-                let index = conf.map(|(i, _)| *i);
                 let link = observed.link(&t.name);
+                let index = index_of(&t.name);
                 let problem = problem_of(&t.name);
                 let (state, why) = match (problem, changing(Object::Tunnel, &t.name)) {
                     (Some(p), _) => (State::Pending, Some(p.what.clone())),
