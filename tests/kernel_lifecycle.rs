@@ -4,6 +4,8 @@
 
 mod world;
 
+#[path = "lifecycle/churn.rs"]
+mod churn;
 #[path = "lifecycle/stream.rs"]
 mod stream;
 
@@ -533,7 +535,7 @@ fn run_follows_the_files() {
 fn many_deletions_at_once_are_held_until_they_are_allowed() {
     let underlay = Underlay::new();
     let host = underlay.host(0);
-    let names: Vec<String> = (0..12).map(|n| format!("g{n}")).collect();
+    let names: Vec<String> = (0..14).map(|n| format!("g{n}")).collect();
     for pair in names.chunks(2) {
         host.netns.cmd(&format!("ip link add {} type veth peer name {}", pair[0], pair[1]));
     }
@@ -544,15 +546,17 @@ fn many_deletions_at_once_are_held_until_they_are_allowed() {
     };
     let count = |host: &Host| (host.dump("tunkey2if").as_array().unwrap().len(), mapped(host).len());
     let kept = host.ifindex("g0");
+    let newcomers = [names[0].clone(), names[12].clone(), names[13].clone()];
+    let names = &names[..12];
 
     for with_daemon in [true, false] {
-        host.write("a.yaml", &text(&names));
+        host.write("a.yaml", &text(names));
         let daemon = with_daemon.then(|| host.daemon());
         host.apply();
         host.wait_in_force();
         assert_eq!(count(&host), (12, 12));
 
-        // 11 of 12 go, and another one comes: that one isn't held.
+        // 11 of 12 go.
         host.write("a.yaml", &text(&names[..1]));
         if with_daemon {
             eventually("the deletions are held", || state_of(&host, "t-g5/g5") == "held");
@@ -567,6 +571,14 @@ fn many_deletions_at_once_are_held_until_they_are_allowed() {
         assert_eq!((held, &status["in_force"]), (11, &Value::Bool(false)));
         assert_eq!(state_of(&host, "t-g0/g0"), "active");
         assert_eq!(count(&host), (12, 12));
+
+        // Others that come are applied, and don't release what is held.
+        host.write("a.yaml", &text(&newcomers));
+        host.expect(3, &["apply"]);
+        assert_eq!(count(&host), (14, 14));
+        assert_eq!((state_of(&host, "t-g12/g12"), state_of(&host, "t-g1/g1")), ("active".into(), "held".into()));
+        host.write("a.yaml", &text(&names[..1]));
+        host.expect(3, &["apply"]);
 
         host.expect(0, &["apply", "--allow-deletes"]);
         assert_eq!(count(&host), (1, 1));
@@ -584,7 +596,7 @@ fn many_deletions_at_once_are_held_until_they_are_allowed() {
     }
 
     // Nine of twelve are few enough, and go after one more look.
-    host.write("a.yaml", &text(&names));
+    host.write("a.yaml", &text(names));
     let daemon = host.daemon();
     host.write("a.yaml", &text(&names[..3]));
     eventually("nine are gone", || count(&host) == (3, 3));
@@ -605,9 +617,9 @@ impl Foreign {
         Self(pins)
     }
 
-    fn attach(&self, netns: &Netns, interface: &str, direction: &str) {
+    fn attach(&self, program: &str, netns: &Netns, interface: &str, direction: &str) {
         drop(netns.try_cmd(&format!("tc qdisc add dev {interface} clsact")));
-        let program = self.0.join("see_tc_index");
+        let program = self.0.join(program);
         netns.cmd(&format!("tc filter add dev {interface} {direction} prio 77 bpf da pinned {}", program.display()));
     }
 
@@ -637,7 +649,7 @@ fn down_removes_what_is_ours_and_nothing_else() {
         netns.cmd("ip link add vxlan9 type vxlan external dstport 9999");
         let foreign = Foreign::load(netns);
         for (interface, direction) in [("wire0", "ingress"), ("port0", "egress"), ("eth0", "ingress")] {
-            foreign.attach(netns, interface, direction);
+            foreign.attach("see_tc_index", netns, interface, direction);
         }
         host.wait_in_force();
         let status = host.status();
@@ -808,4 +820,10 @@ fn one_writer_a_socket_for_the_others_and_a_signal() {
     let daemon = host.daemon();
     assert_eq!(daemon.stop(), Some(0));
     assert!(!socket.exists());
+}
+
+#[test]
+fn churn_under_traffic_never_delivers_to_another_tenant() {
+    let _alone = alone();
+    churn::run();
 }

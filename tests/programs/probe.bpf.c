@@ -40,4 +40,38 @@ int hostile(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
+/* Which tenant an interface belongs to, by ifindex. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 256);
+} tenant_of SEC(".maps");
+
+/* Packets that carry their tenant's number, those that carry another one's, and those that carry none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 3);
+} verdicts SEC(".maps");
+
+#define TENANT_MAGIC 0x544d5431U
+
+/* Compares the tenant's number in the payload with the interface's, counts and drops: this is the end of the way. */
+SEC("classifier")
+int check_tenant(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, verdict = 2, payload[2] = {};
+	__u32 *tenant = bpf_map_lookup_elem(&tenant_of, &ifindex);
+	__u64 *count;
+
+	if (!bpf_skb_load_bytes(skb, 14, payload, sizeof(payload)) && payload[0] == TENANT_MAGIC)
+		verdict = tenant && *tenant == payload[1] ? 0 : 1;
+	count = bpf_map_lookup_elem(&verdicts, &verdict);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	return TC_ACT_SHOT;
+}
+
 char _license[] SEC("license") = "GPL";
