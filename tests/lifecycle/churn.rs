@@ -75,7 +75,7 @@ impl Slots {
 
     fn take(&mut self) -> u32 {
         if self.free.is_empty() {
-            grace_period().unwrap();
+            grace_period();
             self.free.append(&mut self.released);
         }
         self.free.pop().unwrap()
@@ -84,7 +84,7 @@ impl Slots {
 
 /// Moves keys, entries and slots of the receiving host.
 fn churn_receiver(pins: &Path, stop: &AtomicBool) -> u64 {
-    let mut plane = Dataplane::open(pins).unwrap();
+    let plane = Dataplane::open(pins).unwrap();
     let live = plane.observe().unwrap().unwrap();
     let remote = live.tunkey2if[0].0.remote;
     let devs: BTreeMap<u32, u32> = live.devs.into_iter().collect();
@@ -103,7 +103,7 @@ fn churn_receiver(pins: &Path, stop: &AtomicBool) -> u64 {
         (key, SlotRef { slot, endpoint: is_endpoint(tenant), valid: true })
     };
     for tenant in 0..TENANTS {
-        plane.set_tunkey2if(&[entry(&place, &owner, tenant, KEYS - 1)]).unwrap();
+        plane.write_tunkey2if(&[entry(&place, &owner, tenant, KEYS - 1)]).unwrap();
     }
 
     let (mut random, mut rounds) = (Random(0x9e37_79b9_7f4a_7c15), 0);
@@ -113,28 +113,28 @@ fn churn_receiver(pins: &Path, stop: &AtomicBool) -> u64 {
         match random.below(SLOT_MOVES) {
             0..20 => {
                 owner[tenant][key] = tenant * EACH + random.below(EACH);
-                plane.set_tunkey2if(&[entry(&place, &owner, tenant, key)]).unwrap();
+                plane.write_tunkey2if(&[entry(&place, &owner, tenant, key)]).unwrap();
             }
             20..50 => {
                 let entry = entry(&place, &owner, tenant, key);
                 plane.delete_tunkey2if(&[entry.0]).unwrap();
-                plane.set_tunkey2if(&[entry]).unwrap();
+                plane.write_tunkey2if(&[entry]).unwrap();
             }
             50..99 => {
                 // The element that one tenant leaves is the one that the other gets.
                 let (a, b) = (entry(&place, &owner, tenant, key), entry(&place, &owner, other, other_key));
                 plane.delete_tunkey2if(&[a.0, b.0]).unwrap();
-                plane.set_tunkey2if(&[a]).unwrap();
-                plane.set_tunkey2if(&[b]).unwrap();
+                plane.write_tunkey2if(&[a]).unwrap();
+                plane.write_tunkey2if(&[b]).unwrap();
             }
             _ => {
                 let interface = tenant * EACH + random.below(EACH);
                 let (old, ifindex) = place[interface];
                 let new = slots.take();
                 place[interface].0 = new;
-                plane.set_devs(&[(new, ifindex)]).unwrap();
+                plane.write_devs(&[(new, ifindex)]).unwrap();
                 for key in (0..KEYS).filter(|k| owner[tenant][*k] == interface) {
-                    plane.set_tunkey2if(&[entry(&place, &owner, tenant, key)]).unwrap();
+                    plane.write_tunkey2if(&[entry(&place, &owner, tenant, key)]).unwrap();
                 }
                 plane.clear_devs(&[old]).unwrap();
                 slots.released.push(old);
@@ -147,7 +147,7 @@ fn churn_receiver(pins: &Path, stop: &AtomicBool) -> u64 {
 
 /// Moves entries and slots of the sending host.
 fn churn_sender(pins: &Path, stop: &AtomicBool) -> u64 {
-    let mut plane = Dataplane::open(pins).unwrap();
+    let plane = Dataplane::open(pins).unwrap();
     let live = plane.observe().unwrap().unwrap();
     let mut slots = Slots::new();
     let mut entries: Vec<Vec<(u32, IfEntry)>> = vec![Vec::new(); TENANTS];
@@ -163,23 +163,23 @@ fn churn_sender(pins: &Path, stop: &AtomicBool) -> u64 {
         match random.below(SLOT_MOVES) {
             0..20 => {
                 entries[tenant][n].1.key.id = id(tenant, random.below(KEYS));
-                plane.set_if2tunkey(&[entries[tenant][n]]).unwrap();
+                plane.write_if2tunkey(&[entries[tenant][n]]).unwrap();
             }
             20..50 => {
                 plane.delete_if2tunkey(&[entries[tenant][n].0]).unwrap();
-                plane.set_if2tunkey(&[entries[tenant][n]]).unwrap();
+                plane.write_if2tunkey(&[entries[tenant][n]]).unwrap();
             }
             50..99 => {
                 let (a, b) = (entries[tenant][n], entries[other][other_n]);
                 plane.delete_if2tunkey(&[a.0, b.0]).unwrap();
-                plane.set_if2tunkey(&[a]).unwrap();
-                plane.set_if2tunkey(&[b]).unwrap();
+                plane.write_if2tunkey(&[a]).unwrap();
+                plane.write_if2tunkey(&[b]).unwrap();
             }
             _ => {
                 let (ifindex, entry) = &mut entries[tenant][n];
                 let old = std::mem::replace(&mut entry.slot, slots.take());
-                plane.set_devs(&[(entry.slot, *ifindex)]).unwrap();
-                plane.set_if2tunkey(&[(*ifindex, *entry)]).unwrap();
+                plane.write_devs(&[(entry.slot, *ifindex)]).unwrap();
+                plane.write_if2tunkey(&[(*ifindex, *entry)]).unwrap();
                 plane.clear_devs(&[old]).unwrap();
                 slots.released.push(old);
             }
@@ -292,9 +292,9 @@ fn verdicts(probe: &Foreign) -> [u64; 3] {
 /// Drops by reason, over all slots.
 fn drops(host: &Host) -> BTreeMap<&'static str, u64> {
     let mut out = BTreeMap::new();
-    for slot in Dataplane::open(&host.pins).unwrap().counters().unwrap() {
-        for (reason, count) in slot.drops {
-            *out.entry(reason).or_default() += count;
+    for (_, counters) in Dataplane::open(&host.pins).unwrap().counters().unwrap() {
+        for reason in tunnel_mesh::model::DropReason::ALL.into_iter().filter(|r| counters.dropped(*r) > 0) {
+            *out.entry(reason.name()).or_default() += counters.dropped(reason);
         }
     }
     out
@@ -384,7 +384,7 @@ pub fn run() {
     let live = Dataplane::open(&to.pins).unwrap().observe().unwrap().unwrap();
     let value = |id: u32| live.tunkey2if.iter().find(|(k, _)| k.id == id).unwrap().1;
     let set = |value| {
-        Dataplane::open(&to.pins).unwrap().set_tunkey2if(&[(exchanged, value)]).unwrap();
+        Dataplane::open(&to.pins).unwrap().write_tunkey2if(&[(exchanged, value)]).unwrap();
     };
     set(value(id(1, 0)));
     sent += sender.batch();

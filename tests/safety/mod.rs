@@ -244,7 +244,7 @@ pub struct Probe {
     directory: PathBuf,
 }
 
-static PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.bpf.o"));
+static PROBE: &[u8] = include_bytes!(env!("TUNNEL_MESH_PROBE_OBJECT"));
 
 impl Probe {
     pub fn load(netns: &Netns) -> Self {
@@ -322,7 +322,7 @@ pub fn only_key(host: &Host, map: &str) -> Vec<u8> {
 
 /// Drops of one reason over all slots, straight from the map: what `status` shows of them is another matter.
 pub fn dropped(host: &Host, reason: &str) -> u64 {
-    let place = tunnel_mesh::bpf::abi::DROP_REASONS.iter().position(|r| *r == reason).unwrap();
+    let place = tunnel_mesh::model::DropReason::ALL.iter().position(|r| r.name() == reason).unwrap();
     let dump = host.dump("counters");
     let cpus = dump.as_array().unwrap().iter().flat_map(|slot| slot["formatted"]["values"].as_array().unwrap());
     cpus.map(|cpu| cpu["value"]["drops"][place].as_u64().unwrap()).sum()
