@@ -560,7 +560,8 @@ fn a_run_from_the_wrong_namespace_is_refused() {
     host.apply();
     let other = site.underlay.host(5);
     let devices = other.netns.cmd("ip -o link");
-    let cookie = host.dump("meta")[0]["formatted"]["value"]["netns_cookie"].as_u64().unwrap();
+    // The last entry of meta holds the cookie (TM_META_NAMESPACE).
+    let cookie = host.dump("meta")[64]["formatted"]["value"]["build"].as_u64().unwrap();
     assert_ne!(cookie, 0);
     host.status();
     let before = live_state(host);
