@@ -996,9 +996,12 @@ fn refused_kind(kind: &str, device: &str, module: &str, form: Form, over: Over) 
     host.write("a.yaml", &text);
     host.write("b.yaml", &more);
     host.expect(0, &["validate", &host.topology().display().to_string()]);
-    for code in [4, 1] {
+    for (code, changed) in [(4, true), (1, false)] {
         // In part at first: the mapping's own entries. After that there is nothing left that could be done.
-        let output = host.run(&["apply"]);
+        let output = host.run(&["apply", "--format", "json"]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.matches("\"changed\":").count(), 1, "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["changed"], changed, "{text}");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{errors}");
         assert!(errors.contains(&format!("the kernel has no {device} devices")), "{errors}");
@@ -1021,7 +1024,18 @@ fn refused_kind(kind: &str, device: &str, module: &str, form: Form, over: Over) 
     assert_pings(&pair.workloads[0], &v4(1));
     let status = host.status();
     assert_eq!(status["in_force"], false, "{status:#}");
-    assert_ne!(host.mapping("green/extra")["state"], "active", "{status:#}");
+    let mapping = host.mapping("green/extra");
+    assert_eq!(
+        (mapping["state"].as_str(), mapping["why"].as_str()),
+        (Some("pending"), Some("tunnel other0 has no usable device"))
+    );
+    // A daemon says in its status why.
+    let daemon = host.daemon_unready();
+    eventually("the daemon tells the error", || {
+        // Before it listens there is none in it.
+        host.status()["errors"].as_array().is_some_and(|list| list.iter().any(|e| e.to_string().contains(module)))
+    });
+    assert_eq!(daemon.stop(), Some(0));
 
     // What green sends is dropped and counted, and reaches neither the underlay nor the pair's other end.
     let (wire, idle) = (pair.wire(0), Capture::on(&host.netns, "extra-idle"));
