@@ -26,7 +26,6 @@ pub(super) struct ApplyArgs {
 #[derive(Debug, Serialize)]
 struct Output<'a> {
     format_version: u32,
-    changed: bool,
     held: &'a BTreeSet<String>,
     #[serde(flatten)]
     report: &'a Report,
@@ -70,8 +69,7 @@ impl ApplyArgs {
     fn tell(&self, global: &Global, report: &Report, held: &BTreeSet<String>) -> Result<Exit> {
         match self.format {
             Format::Json => {
-                let output =
-                    Output { format_version: crate::plan::FORMAT_VERSION, changed: report.changed, held, report };
+                let output = Output { format_version: crate::plan::FORMAT_VERSION, held, report };
                 print_json(&output)?;
             }
             Format::Text => {

@@ -158,7 +158,10 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         }
         if !same_conf {
             let link = planned.link.clone();
-            let step = Step::SetConf { index: planned.index, name: (*name).to_owned(), link, mark: tunnel.mark };
+            let name_of_tunnel = (*name).to_owned();
+            let without_device = live.as_ref().is_none_or(|c| c.ifindex != 0);
+            let step =
+                Step::SetConf { index: planned.index, name: name_of_tunnel, link, mark: tunnel.mark, without_device };
             b.operation(Phase::Tunnels, name, step);
         }
     }

@@ -278,6 +278,9 @@ pub enum Step {
         link: Option<LinkRef>,
         /// Value for `tc_index`.
         mark: u16,
+        /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
+        /// forget the device that it names.
+        without_device: bool,
     },
     /// Zeroes an entry of `conf`.
     ClearConf {

@@ -103,8 +103,11 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
     let unresolved = unresolved.filter(|o| needs(&o.step).is_some_and(|l| l.resolve(&run.made).is_none()));
     let unresolved: Vec<String> = unresolved.map(|o| o.change.clone()).collect();
     run.frozen.extend(unresolved);
-    // A tunnel keeps its index even where its device could not be made.
-    let goes_on = |o: &&Operation| !run.frozen.contains(&o.change) || matches!(o.step, Step::SetConf { .. });
+    // A tunnel keeps its index even where its device could not be made. Written once: a pass that can only fail again
+    // changes nothing.
+    let goes_on = |o: &&Operation| {
+        !run.frozen.contains(&o.change) || matches!(o.step, Step::SetConf { without_device: true, .. })
+    };
     let live: Vec<&Operation> = group.iter().filter(goes_on).collect();
     let Some(first) = live.first() else { return true };
     let batch = match resolve(&live, &run.made) {
@@ -209,7 +212,7 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
         })),
         Step::SetConf { .. } => Batch::SetConf(each(group, |s| match s {
             // A tunnel whose device could not be made keeps its index, without a device.
-            Step::SetConf { index, name, link, mark } => {
+            Step::SetConf { index, name, link, mark, .. } => {
                 let ifindex = link.as_ref().and_then(|l| l.resolve(made)).unwrap_or(0);
                 Some((*index, Conf { ifindex, name: name.clone(), mark: *mark }))
             }

@@ -257,7 +257,7 @@ impl Status {
                     (State::Pending, Some((*why).to_owned()))
                 } else if let Some(change) = changing(Object::Mapping, &m.address()) {
                     (State::Drifted, Some(drift(change)))
-                } else if problem_of(&m.key.tunnel).is_some() {
+                } else if problem_of(&m.key.tunnel).is_some() || observed.link(&m.key.tunnel).is_none() {
                     (State::Pending, Some(format!("tunnel {} has no usable device", m.key.tunnel)))
                 } else if held.contains(&m.interface) {
                     (State::Held, Some("removed by the files; `apply --allow-deletes` releases it".to_owned()))
