@@ -634,7 +634,7 @@ impl Probe {
     fn load(named_after: &Netns) -> Self {
         ensure_bpffs();
         let object = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(object.path(), include_bytes!(concat!(env!("OUT_DIR"), "/probe.bpf.o"))).unwrap();
+        std::fs::write(object.path(), include_bytes!(env!("TUNNEL_MESH_PROBE_OBJECT"))).unwrap();
         let pins = PathBuf::from(format!("/sys/fs/bpf/{}-probe", named_after.name));
         let (path, pinned) = (object.path().display().to_string(), pins.display().to_string());
         let probe = Self { pins };
