@@ -6,6 +6,8 @@ mod world;
 
 #[path = "lifecycle/churn.rs"]
 mod churn;
+#[path = "lifecycle/release.rs"]
+mod release;
 #[path = "lifecycle/restart.rs"]
 mod restart;
 #[path = "lifecycle/stream.rs"]

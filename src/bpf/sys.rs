@@ -25,6 +25,18 @@ const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_DETACH: libc::c_int = 34;
 
+/// Commands that change something which outlives the process.
+const CHANGES: [libc::c_int; 8] = [
+    MAP_UPDATE_ELEM,
+    MAP_DELETE_ELEM,
+    OBJ_PIN,
+    MAP_UPDATE_BATCH,
+    MAP_DELETE_BATCH,
+    LINK_CREATE,
+    LINK_UPDATE,
+    LINK_DETACH,
+];
+
 /// `BPF_TCX_INGRESS`.
 pub(super) const TCX_INGRESS: u32 = 46;
 /// `BPF_TCX_EGRESS`.
@@ -43,6 +55,9 @@ pub(super) const ENOTSUPP: i32 = 524;
 /// # Safety
 /// Every pointer in `attr` must be valid for what the command does with it.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    if CHANGES.contains(&command) {
+        crate::fault_point::reach();
+    }
     // SAFETY: attr is live and as long as said; its pointers are the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }

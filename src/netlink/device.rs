@@ -18,6 +18,13 @@ const IMPOSSIBLE_NAME: &str = "a/b";
 /// Link group that links are put into to be deleted together: "tm" in the upper half.
 pub const DELETE_GROUP: u32 = 0x746d_0001;
 
+/// Link group that a device is born into and leaves once its alias says that it is ours: what a killed process left
+/// half made is told by it.
+pub const UNFINISHED_GROUP: u32 = 0x746d_0002;
+
+/// The group of links that nobody put into one.
+const DEFAULT_GROUP: u32 = 0;
+
 impl Netlink {
     /// The best kind of generated port that this kernel has: dummy, else ifb, else veth.
     ///
@@ -47,7 +54,7 @@ impl Netlink {
     /// Makes a device, administratively down, and answers with its index. On error nothing is left behind.
     ///
     /// Alias, alternative name and silence (`addr_gen_mode none`) can't be part of the kernel's create request; they
-    /// follow at once. An alternative name that the kernel doesn't take (another link has it) is left out with a
+    /// follow at once, and until then the device is in [`UNFINISHED_GROUP`] and not listed by [`Netlink::links`]. An alternative name that the kernel doesn't take (another link has it) is left out with a
     /// warning. A veth port's peer, named like the port with a trailing `p`, is up, without ARP or addresses.
     ///
     /// # Errors
@@ -76,14 +83,15 @@ impl Netlink {
     }
 
     async fn finish(&self, ifindex: u32, spec: &NewLink) -> Result<()> {
+        let ours = |alias: &String| vec![LinkAttribute::IfAlias(alias.clone()), LinkAttribute::Group(DEFAULT_GROUP)];
         match spec {
-            NewLink::Tunnel { alias, .. } => self.silence(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await,
+            NewLink::Tunnel { alias, .. } => self.silence(ifindex, ours(alias)).await,
             NewLink::Bridge { alias, mtu, .. } => {
-                let attributes = vec![LinkAttribute::IfAlias(alias.clone()), LinkAttribute::Mtu(*mtu)];
+                let mut attributes = ours(alias);
+                attributes.push(LinkAttribute::Mtu(*mtu));
                 self.silence(ifindex, attributes).await
             }
             NewLink::Port { name, kind, altname, alias, .. } => {
-                self.silence(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await?;
                 if let Err(error) = self.change(ifindex, &LinkChange::Altname(altname.clone())).await {
                     tracing::warn!("{name}: {error:#}");
                 }
@@ -94,7 +102,7 @@ impl Netlink {
                         .await
                         .with_context(|| format!("set up {}, the peer of {name}", peer_name(name)))?;
                 }
-                Ok(())
+                self.silence(ifindex, ours(alias)).await
             }
         }
     }
@@ -205,7 +213,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn delete_all(&self, ifindexes: &[u32]) -> Result<()> {
-        let others_in_group = self.in_delete_group().await?.iter().any(|index| !ifindexes.contains(index));
+        let others_in_group = self.in_group(DELETE_GROUP).await?.iter().any(|index| !ifindexes.contains(index));
         if ifindexes.len() < 2 || others_in_group {
             for &ifindex in ifindexes {
                 self.delete(ifindex).await?;
@@ -232,10 +240,21 @@ impl Netlink {
         }
     }
 
-    async fn in_delete_group(&self) -> Result<Vec<u32>> {
+    /// Deletes devices that a process left half made. Only the one writer may: it has none of its own under way.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn delete_unfinished(&self) -> Result<()> {
+        for ifindex in self.in_group(UNFINISHED_GROUP).await? {
+            self.delete(ifindex).await?;
+        }
+        Ok(())
+    }
+
+    async fn in_group(&self, group: u32) -> Result<Vec<u32>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let frames = self.transport.dump(request).await.context("list links")?;
-        Ok(frames.iter().filter(|frame| link::group(frame) == Some(DELETE_GROUP)).filter_map(link::ifindex).collect())
+        Ok(frames.iter().filter(|frame| link::group(frame) == Some(group)).filter_map(link::ifindex).collect())
     }
 }
 
@@ -289,7 +308,8 @@ fn create_attributes(spec: &NewLink) -> Vec<LinkAttribute> {
             (*mtu, info)
         }
     };
-    vec![LinkAttribute::IfName(spec.name().to_owned()), LinkAttribute::Mtu(mtu), LinkAttribute::LinkInfo(info)]
+    let group = LinkAttribute::Group(UNFINISHED_GROUP);
+    vec![LinkAttribute::IfName(spec.name().to_owned()), LinkAttribute::Mtu(mtu), group, LinkAttribute::LinkInfo(info)]
 }
 
 fn tunnel_info(kind: TunnelKind, port: Option<u16>, ip6: bool, local: Local, zero_checksum: bool) -> Vec<LinkInfo> {

@@ -13,7 +13,7 @@ mod transport;
 mod watch;
 
 pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY};
-pub use device::DELETE_GROUP;
+pub use device::{DELETE_GROUP, UNFINISHED_GROUP};
 pub use transport::{is_denied, is_gone};
 pub use watch::{LinkEvent, LinkWatch};
 
@@ -43,14 +43,16 @@ impl Netlink {
         Ok(Self { transport: Transport::open()? })
     }
 
-    /// Every link of the namespace, from one consistent dump, in the kernel's order.
+    /// Every link of the namespace, from one consistent dump, in the kernel's order; without devices that are only half
+    /// made.
     ///
     /// # Errors
     /// When the kernel refuses, or when links keep changing faster than they can be listed.
     pub async fn links(&self) -> Result<Vec<Link>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let frames = self.transport.dump(request).await.context("list links")?;
-        Ok(frames.iter().filter_map(link::link).collect())
+        let whole = frames.iter().filter(|frame| link::group(frame) != Some(UNFINISHED_GROUP));
+        Ok(whole.filter_map(link::link).collect())
     }
 
     /// Every address of the namespace, both families.

@@ -74,7 +74,7 @@ impl Daemon {
     pub async fn start(options: Options, loader: Loader) -> Result<Self> {
         let lock = Lock::take(&options.paths.pins)?;
         let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
-        kernel.recover()?;
+        kernel.recover().await?;
         let intent = match Accepted::load(&options.paths.state) {
             Ok(accepted) => accepted,
             Err(error) => {

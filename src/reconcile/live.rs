@@ -101,12 +101,13 @@ impl LiveKernel {
         Ok((traffic.collect(), unknown.collect()))
     }
 
-    /// Goes on from what a killed process left in the pin directory. Only the holder of the lock may.
+    /// Goes on from what a killed process left, in the pin directory and of devices. Only the holder of the lock may.
     ///
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn recover(&mut self) -> Result<()> {
+    pub async fn recover(&mut self) -> Result<()> {
+        self.netlink.delete_unfinished().await?;
         self.dataplane.recover()
     }
 
@@ -116,8 +117,9 @@ impl LiveKernel {
     ///
     /// Never early: returns what failed.
     pub async fn remove_everything(&mut self) -> Result<Vec<anyhow::Error>> {
-        let observed = self.observe(false).await?;
         let mut failures = Vec::new();
+        failures.extend(self.netlink.delete_unfinished().await.err());
+        let observed = self.observe(false).await?;
         // Devices first: while they stand, their programs keep the tenants' packets from the host's stack.
         let ours = observed.links.iter().filter(|l| l.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX)));
         let (bridges, others): (Vec<&Link>, Vec<&Link>) = ours.partition(|l| l.kind == "bridge");
