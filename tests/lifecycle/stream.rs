@@ -23,9 +23,20 @@ pub struct Stream {
     name: String,
 }
 
+// Every test binary compiles its own copy and uses a part of it.
+#[allow(dead_code)]
 impl Stream {
     /// Sends from one namespace to that address in another one, until [`Stream::finish`], at least `at_least` packets.
     pub fn start(name: &str, from: &Netns, to: &Netns, address: &str, at_least: u64) -> Self {
+        Self::with_pause(name, from, to, address, at_least, Duration::ZERO)
+    }
+
+    /// A packet a millisecond: leaves the processors to others.
+    pub fn slow(name: &str, from: &Netns, to: &Netns, address: &str) -> Self {
+        Self::with_pause(name, from, to, address, 0, Duration::from_millis(1))
+    }
+
+    fn with_pause(name: &str, from: &Netns, to: &Netns, address: &str, at_least: u64, pause: Duration) -> Self {
         let inbox = to.enter(|| UdpSocket::bind((address, 0)).unwrap());
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&inbox, 64 << 20).unwrap();
         inbox.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -47,6 +58,9 @@ impl Stream {
                     assert_eq!(outbox.send(&packet).unwrap(), packet.len());
                     number += 1;
                     sent.store(number, Ordering::Relaxed);
+                    if !pause.is_zero() {
+                        std::thread::sleep(pause);
+                    }
                     let full = || number - arrived.load(Ordering::Acquire) >= WINDOW;
                     let since = Instant::now();
                     while full() && since.elapsed() < LINGER {
