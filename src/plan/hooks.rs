@@ -33,13 +33,21 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     // Programs first: one that is missing or comes from another build is loaded, and replaced wherever it runs.
     let mut programs: BTreeSet<Program> = wanted.iter().map(|w| w.0).collect();
     let needed = programs.clone();
-    programs.retain(|p| !b.growing && !loaded.get(p).is_some_and(|l| l.current));
+    // A growth loads every program that is pinned.
+    programs.retain(|p| loaded.get(p).is_none_or(|l| !b.growing && !l.current));
     for program in &programs {
-        b.operation(Phase::Programs, "data plane", Step::LoadProgram { program: *program });
+        b.operation(Phase::Programs, DATA_PLANE, Step::LoadProgram { program: *program });
         let reason = if loaded.contains_key(program) { Reason::Upgrade } else { Reason::Added };
         let action = if loaded.contains_key(program) { ChangeAction::Update } else { ChangeAction::Create };
-        b.device_change(Object::DataPlane, "data plane", action, reason, format!("load {}", describe(*program)));
+        b.device_change(Object::DataPlane, DATA_PLANE, action, reason, format!("load {}", describe(*program)));
     }
+
+    // Runs, but perhaps on other maps than those that are about to be written.
+    let present = b.live.present;
+    let strays = |a: &Attachment| {
+        let known = loaded.values().any(|l| Some(l.id) == a.program && l.current);
+        present && a.program.is_some() && !known
+    };
 
     let find = |link: &LinkRef, direction: Direction, kind: HookKind| {
         let ifindex = link.ifindex?;
@@ -61,7 +69,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
         }
-        let phase = if b.growing && found.is_some() { Phase::Programs } else { Phase::Attach };
+        let phase = if found.is_some_and(|a| b.growing || strays(a)) { Phase::Programs } else { Phase::Attach };
         let detail = match found {
             None if link.ifindex.is_none() => None,
             None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
@@ -83,7 +91,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         steps.push((phase, program, link, *direction, *object, address, replace, detail, belongs));
     }
     for (phase, program, link, direction, object, address, replace, detail, belongs) in steps {
-        let change = if belongs { "data plane" } else { address.as_str() };
+        let change = if belongs { DATA_PLANE } else { address.as_str() };
         if let Some(detail) = detail {
             note(b, object, address, detail);
         }
@@ -105,7 +113,9 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
         let address = owner_of(b, attachment.ifindex).unwrap_or_else(|| link.to_string());
         let direction = attachment.direction;
-        b.operation(Phase::Detach, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
+        let left_behind = b.growing && attachment.kind == HookKind::Clsact;
+        let phase = if left_behind || strays(attachment) { Phase::Programs } else { Phase::Detach };
+        b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
         let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
         note_detach(b, object, &address, format!("detach from {link} {direction}"));
     }
@@ -113,9 +123,9 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     for (program, _) in loaded.iter().filter(|(p, _)| !needed.contains(p)) {
         // handle_egress stays loaded: the next mapping finds it there.
         if matches!(program, Program::HandleIngress { .. }) {
-            b.operation(Phase::Unload, "data plane", Step::UnloadProgram { program: *program });
+            b.operation(Phase::Unload, DATA_PLANE, Step::UnloadProgram { program: *program });
             let detail = format!("unload {}", describe(*program));
-            b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Removed, detail);
+            b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Removed, detail);
         }
     }
 }
