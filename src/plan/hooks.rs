@@ -30,9 +30,25 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         ));
     }
 
+    // Runs, but perhaps on other maps than those that are about to be written: of an unknown program nobody knows, and a
+    // growth takes along what is attached by TCX only.
+    let (present, growing) = (b.live.present, b.growing);
+    let left_behind = |a: &Attachment| {
+        let known = loaded.values().any(|l| Some(l.id) == a.program && l.current);
+        present && a.program.is_some() && (!known || (growing && a.kind == HookKind::Clsact))
+    };
+    let wanted_at = |a: &Attachment| wanted.iter().any(|w| w.1.ifindex == Some(a.ifindex) && w.2 == a.direction);
+    let hook_left_behind = |link: &LinkRef, direction: Direction| {
+        let mut here = b.input.observed.attachments.iter();
+        here.any(|a| Some(a.ifindex) == link.ifindex && a.direction == direction && left_behind(a))
+    };
+
     // Programs first: one that is missing or comes from another build is loaded, and replaced wherever it runs.
     let mut programs: BTreeSet<Program> = wanted.iter().map(|w| w.0).collect();
     let needed = programs.clone();
+    if b.input.observed.attachments.iter().any(|a| left_behind(a) && !wanted_at(a)) {
+        programs.insert(Program::HandleEgress);
+    }
     // A growth loads every program that is pinned.
     programs.retain(|p| loaded.get(p).is_none_or(|l| !b.growing && !l.current));
     for program in &programs {
@@ -41,13 +57,6 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         let action = if loaded.contains_key(program) { ChangeAction::Update } else { ChangeAction::Create };
         b.device_change(Object::DataPlane, DATA_PLANE, action, reason, format!("load {}", describe(*program)));
     }
-
-    // Runs, but perhaps on other maps than those that are about to be written.
-    let present = b.live.present;
-    let strays = |a: &Attachment| {
-        let known = loaded.values().any(|l| Some(l.id) == a.program && l.current);
-        present && a.program.is_some() && !known
-    };
 
     let find = |link: &LinkRef, direction: Direction, kind: HookKind| {
         let ifindex = link.ifindex?;
@@ -69,7 +78,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
         }
-        let phase = if found.is_some_and(|a| b.growing || strays(a)) { Phase::Programs } else { Phase::Attach };
+        let phase = if hook_left_behind(link, *direction) { Phase::Programs } else { Phase::Attach };
         let detail = match found {
             None if link.ifindex.is_none() => None,
             None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
@@ -106,15 +115,25 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if wanted_here && right_kind {
             continue;
         }
+        // Where TCX is in use, a filter is looked for only where an entry leads: it goes before its entry does.
+        let hidden_soon = attachment.kind == HookKind::Clsact && kind == HookKind::Tcx && !wanted_here;
         let link = b.input.observed.link_by_index(attachment.ifindex);
+        if left_behind(attachment) && !wanted_here && !hidden_soon {
+            // Nobody is to be heard there any more, but until it is detached nothing may reach the host's stack:
+            // handle_egress drops what has no entry.
+            let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
+            let Attachment { direction, kind, .. } = *attachment;
+            let step = Step::Attach { program: Program::HandleEgress, link, direction, kind, replace: true };
+            b.operation(Phase::Programs, DATA_PLANE, step);
+        }
         if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains(&attachment.ifindex)) {
             continue; // the filter goes with its link
         }
         let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
         let address = owner_of(b, attachment.ifindex).unwrap_or_else(|| link.to_string());
         let direction = attachment.direction;
-        let left_behind = b.growing && attachment.kind == HookKind::Clsact;
-        let phase = if left_behind || strays(attachment) { Phase::Programs } else { Phase::Detach };
+        let replaced = wanted_here && left_behind(attachment);
+        let phase = if hidden_soon || replaced { Phase::Programs } else { Phase::Detach };
         b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
         let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
         note_detach(b, object, &address, format!("detach from {link} {direction}"));
