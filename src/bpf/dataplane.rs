@@ -70,6 +70,11 @@ impl Dataplane {
         self.maps.as_ref().map(Maps::capacity)
     }
 
+    /// Whether a growth was interrupted and has to be finished, with [`Self::recover`], before anything is written.
+    pub fn is_half_grown(&self) -> bool {
+        self.half_grown
+    }
+
     /// The maps, to read from.
     pub(super) fn maps(&self) -> Result<&Maps> {
         self.maps.as_ref().ok_or_else(|| NoMaps { dir: self.pins.dir.clone() }.into())

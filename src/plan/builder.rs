@@ -15,6 +15,7 @@ pub(super) enum Phase {
     Receive,
     Send,
     StopReceiving,
+    TunnelTargets,
     Tunnels,
     DropTargets,
     Attach,

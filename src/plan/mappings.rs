@@ -91,19 +91,19 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
     };
     if !b.live.present {
         let capacity = roomy();
-        b.operation(Phase::Maps, "data plane", Step::CreateMaps { capacity });
+        b.operation(Phase::Maps, DATA_PLANE, Step::CreateMaps { capacity });
         let detail = format!("create maps for {} mappings", capacity - FIRST_MAPPING_SLOT);
-        b.device_change(Object::DataPlane, "data plane", ChangeAction::Create, Reason::Added, detail);
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Create, Reason::Added, detail);
     } else if peak > b.live.capacity {
         let (from, to) = (b.live.capacity, roomy().max(b.live.capacity.saturating_mul(2)).min(SLOT_LIMIT));
         b.growing = true;
-        b.operation(Phase::Maps, "data plane", Step::GrowMaps { from, to });
+        b.operation(Phase::Maps, DATA_PLANE, Step::GrowMaps { from, to });
         let detail = format!(
             "grow maps from {} to {} mappings",
             from.saturating_sub(FIRST_MAPPING_SLOT),
             to - FIRST_MAPPING_SLOT
         );
-        b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Added, detail);
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Added, detail);
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         match &planned.link {
             Some(link) => {
                 if !same_dev {
-                    b.operation(Phase::Tunnels, name, Step::SetDev { slot: planned.index, link: link.clone() });
+                    b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: planned.index, link: link.clone() });
                 }
             }
             None => {

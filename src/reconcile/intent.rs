@@ -14,6 +14,32 @@ pub struct Removals {
     pub delay: bool,
 }
 
+/// Why the files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Something may have changed.
+    Changed,
+    /// The directory looked unchanged, and removals wait for that.
+    Confirm,
+    /// Somebody asked for a pass.
+    Asked {
+        /// And allowed what the guard holds.
+        allow_deletes: bool,
+    },
+}
+
+impl Cause {
+    /// What that means for removals, where `steady` says whether the files read are those that were read before.
+    pub fn removals(self, steady: bool) -> Removals {
+        match self {
+            Self::Changed => Removals { allow: false, delay: true },
+            // What changed between the look and the reading has yet to be confirmed.
+            Self::Confirm => Removals { allow: false, delay: !steady },
+            Self::Asked { allow_deletes } => Removals { allow: allow_deletes, delay: false },
+        }
+    }
+}
+
 /// Compares the files' new state with what is in force.
 ///
 /// What is held stays held until the files have it again or somebody allows it: it must not slip through because other

@@ -179,6 +179,11 @@ impl Kernel for LiveKernel {
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let dataplane = &mut self.dataplane;
+        if dataplane.is_half_grown() {
+            // What runs where is another thing afterwards, so that a plan made before is void.
+            dataplane.recover().context("finish the growth of the maps that was interrupted")?;
+            bail!("the growth of the maps that was interrupted is finished now; the next pass goes on from there");
+        }
         match batch {
             Batch::CreateMaps(capacity) => {
                 dataplane.create_maps(*capacity)?;
@@ -199,13 +204,10 @@ impl Kernel for LiveKernel {
             Batch::SetDevs(entries) => {
                 // devs has no batch calls, and a device may be gone by now: each stands for itself.
                 for (place, (slot, ifindex)) in entries.iter().enumerate() {
-                    if let Err(error) = dataplane.write_devs(&[(*slot, *ifindex)]) {
-                        if super::is_denied(&error) {
-                            return Err(error);
-                        }
-                        outcome
-                            .gone
-                            .push((place, error.context(format!("set slot {slot} of devs to ifindex {ifindex}"))));
+                    let what = || format!("set slot {slot} of devs to ifindex {ifindex}");
+                    match dataplane.write_devs(&[(*slot, *ifindex)]).with_context(what) {
+                        Err(error) if super::is_gone(&error) => outcome.gone.push((place, error)),
+                        result => drop(result?),
                     }
                 }
             }
