@@ -331,7 +331,7 @@ proptest! {
         prop_assert!(applied.failures.is_empty(), "{:?}", applied.failures);
         prop_assert!(plan_of(&kernel, &before, Some(&before)).is_empty());
         prop_assert_eq!(in_force(&before, &kernel.seen()), Ok(()));
-        prop_assert_eq!(kernel.wire(), meaning(&before, &kernel.state));
+        prop_assert_eq!(kernel.wire(), meaning(&before, &kernel.state, &kernel.state));
         let unspoiled = kernel.wire();
         for spoil_with in &spoils {
             spoil(&mut kernel, spoil_with);
@@ -359,7 +359,7 @@ proptest! {
         let again = plan_of(&end, &goal, Some(&goal));
         prop_assert!(again.is_empty(), "left over: {:#?}", again.operations);
         prop_assert_eq!(in_force(&goal, &end.seen()), Ok(()));
-        prop_assert_eq!(&new, &meaning(&goal, &end.state));
+        prop_assert_eq!(&new, &meaning(&goal, &end.state, &kernel.state));
     }
 
     /// The reconciler needs one round where nothing fails, and is idle afterwards.
@@ -417,7 +417,7 @@ fn both_generations_of_a_growing_map_say_the_same() {
     let start = plan_of(&kernel, &goal, None);
     assert!(block(apply(&mut kernel, &start)).failures.is_empty());
     let before = kernel.wire();
-    assert_eq!(before, meaning(&goal, &kernel.state));
+    assert_eq!(before, meaning(&goal, &kernel.state, &kernel.state));
 
     let wider = desired(&[mapped(0, 0, 0), mapped(1, 1, 0), mapped(0, 2, 1)], 1, 0);
     let plan = plan_of(&kernel, &wider, Some(&goal));
@@ -434,6 +434,7 @@ fn both_generations_of_a_growing_map_say_the_same() {
         }
         let mut reconciler = Reconciler::new(half);
         assert!(block(reconciler.pass(&wider, Some(&goal))).unwrap().converged());
-        assert_eq!(reconciler.kernel().wire(), meaning(&wider, &reconciler.kernel().state.clone()));
+        let state = reconciler.kernel().state.clone();
+        assert_eq!(reconciler.kernel().wire(), meaning(&wider, &state, &state));
     }
 }

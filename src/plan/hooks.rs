@@ -30,6 +30,8 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         ));
     }
 
+    wanted.extend(held_fast(b, &wanted));
+
     // Runs, but perhaps on other maps than those that are about to be written: of an unknown program nobody knows, and a
     // growth takes along what is attached by TCX only.
     let (present, growing) = (b.live.present, b.growing);
@@ -147,6 +149,37 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
             b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Removed, detail);
         }
     }
+}
+
+/// Hooks of ours on devices that the files name and that can't be used as they are: the program stays there and drops,
+/// or a tenant's packets would fall to the host's own stack.
+fn held_fast(
+    b: &Builder<'_>,
+    wanted: &[(Program, LinkRef, Direction, Object, String)],
+) -> Vec<(Program, LinkRef, Direction, Object, String)> {
+    let observed = b.input.observed;
+    let mut hooks = Vec::new();
+    for attachment in &observed.attachments {
+        let Attachment { ifindex, direction, .. } = *attachment;
+        let Some(link) = observed.link_by_index(ifindex).filter(|_| !b.deleted_links.contains(&ifindex)) else {
+            continue;
+        };
+        // A clsact filter and a TCX attachment on one hook are one wish.
+        let known = wanted.iter().chain(&hooks).any(|(_, l, d, ..)| l.ifindex == Some(ifindex) && *d == direction);
+        let planned = b.mappings.iter().any(|m| m.link.ifindex == Some(ifindex));
+        if known || planned {
+            continue;
+        }
+        if let Some((name, tunnel)) = b.tunnels.get_key_value(link.name.as_str()) {
+            if direction == Direction::Ingress && tunnel.link.is_none() {
+                let program = Program::HandleIngress { tunnel: tunnel.index };
+                hooks.push((program, LinkRef::of(link), direction, Object::Tunnel, (*name).to_owned()));
+            }
+        } else if let Some(mapping) = b.input.desired.mappings.get(&link.name) {
+            hooks.push((Program::HandleEgress, LinkRef::of(link), direction, Object::Mapping, mapping.address()));
+        }
+    }
+    hooks
 }
 
 fn describe(program: Program) -> String {

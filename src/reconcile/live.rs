@@ -108,7 +108,12 @@ impl LiveKernel {
     /// What the kernel said.
     pub async fn recover(&mut self) -> Result<()> {
         self.netlink.delete_unfinished().await?;
-        self.dataplane.recover()
+        self.dataplane.recover()?;
+        // Killed before it noted the namespace, and so before it wrote an entry: the maps are as good as new.
+        if self.dataplane.capacity().is_some() && self.dataplane.namespace()?.is_none() {
+            self.dataplane.set_namespace(self.cookie)?;
+        }
+        Ok(())
     }
 
     /// Detaches, unpins and deletes everything that is ours, going on after failures.

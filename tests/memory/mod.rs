@@ -172,9 +172,9 @@ impl MemoryKernel {
 
     /// Notes what the data plane does now, where somebody wants to know.
     fn moment(&mut self) {
-        if self.moments.is_some() {
-            let now = self.wire();
-            self.moments.as_mut().unwrap().push(now);
+        let now = self.moments.is_some().then(|| self.wire());
+        if let Some(moments) = &mut self.moments {
+            moments.extend(now);
         }
     }
 }

@@ -100,14 +100,20 @@ pub fn hook(attach: Attach) -> Direction {
     if attach == Attach::Port { Direction::Egress } else { Direction::Ingress }
 }
 
-/// What a topology means on these links, once it is in force: worked out from the topology alone.
-pub fn meaning(desired: &Desired, observed: &Observed) -> Wire {
+/// What a topology means on these links, once it is in force: worked out from the topology, and from where programs of
+/// ours were before. On a device that the files name and that can't be used they stay, so that nothing falls through.
+pub fn meaning(desired: &Desired, observed: &Observed, before: &Observed) -> Wire {
+    let held_fast = |ifindex: u32, direction: Direction| {
+        let mut hooks = before.attachments.iter();
+        hooks.any(|a| a.ifindex == ifindex && a.direction == direction && a.program.is_some())
+    };
     let mut wire = Wire::default();
     let tunnels: BTreeMap<&str, &Link> =
         desired.tunnels.values().filter_map(|t| Some((t.name.as_str(), device(observed, t)?))).collect();
     for link in &observed.links {
         if link.tunnel.is_some() {
-            let ours = tunnels.get(link.name.as_str()).is_some();
+            let named = desired.tunnels.contains_key(&link.name) && held_fast(link.ifindex, Direction::Ingress);
+            let ours = named || tunnels.contains_key(link.name.as_str());
             let idle = if ours || !link.up { Fate::Dropped } else { Fate::Host };
             for id in 0..IDS {
                 for n in 0..super::wire::REMOTES {
@@ -115,8 +121,11 @@ pub fn meaning(desired: &Desired, observed: &Observed) -> Wire {
                 }
             }
         } else {
-            wire.sent.insert((link.ifindex, Direction::Ingress), Fate::Host);
-            wire.sent.insert((link.ifindex, Direction::Egress), Fate::Host);
+            let unusable = desired.mappings.get(&link.name).is_some_and(|m| !can_hold(m, link, observed));
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let stays = unusable && held_fast(link.ifindex, direction);
+                wire.sent.insert((link.ifindex, direction), if stays { Fate::Dropped } else { Fate::Host });
+            }
         }
     }
     for mapping in desired.mappings.values() {
