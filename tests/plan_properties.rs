@@ -250,6 +250,8 @@ fn batch_of(step: &Step, end: &MemoryKernel) -> Batch {
                 LinkEdit::Mtu(mtu) => LinkChange::Mtu(mtu),
                 LinkEdit::Master(bridge) => LinkChange::Master { bridge: Some(index(&bridge)) },
                 LinkEdit::Isolated(on) => LinkChange::Isolated(on),
+                LinkEdit::Learning(on) => LinkChange::Learning(on),
+                LinkEdit::VxlanLocal(local) => LinkChange::VxlanLocal(local),
                 LinkEdit::Alias(alias) => LinkChange::Alias(alias),
                 LinkEdit::Altname(name) => LinkChange::Altname(name),
             };

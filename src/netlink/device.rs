@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoGeneve, InfoGre, InfoGre6,
     InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
+use std::net::IpAddr;
 
 /// A name that no kernel lets a link have, for asking whether a kind is known without making anything.
 const IMPOSSIBLE_NAME: &str = "a/b";
@@ -18,9 +19,9 @@ const IMPOSSIBLE_NAME: &str = "a/b";
 /// Link group that links are put into to be deleted together: "tm" in the upper half.
 pub const DELETE_GROUP: u32 = 0x746d_0001;
 
-/// Link group that a device is born into and leaves once its alias says that it is ours: what a killed process left
-/// half made is told by it.
-pub const UNFINISHED_GROUP: u32 = 0x746d_0002;
+/// Where the link groups begin that devices are born into and leave once their alias says whose they are: what a killed
+/// process left half made is told by it. Each instance has one of 65,536.
+pub(super) const UNFINISHED_GROUPS: u32 = 0x746e_0000;
 
 /// The group of links that nobody put into one.
 const DEFAULT_GROUP: u32 = 0;
@@ -54,14 +55,14 @@ impl Netlink {
     /// Makes a device, administratively down, and answers with its index. On error nothing is left behind.
     ///
     /// Alias, alternative name and silence (`addr_gen_mode none`) can't be part of the kernel's create request; they
-    /// follow at once, and until then the device is in [`UNFINISHED_GROUP`] and not listed by [`Netlink::links`]. An alternative name that the kernel doesn't take (another link has it) is left out with a
+    /// follow at once, and until then the device is in a link group of its own and not listed by [`Netlink::links`]. An alternative name that the kernel doesn't take (another link has it) is left out with a
     /// warning. A veth port's peer, named like the port with a trailing `p`, is up, without ARP or addresses.
     ///
     /// # Errors
     /// When the kernel refuses; where it lacks the kind of device, the error names the kernel option and module.
     pub async fn create(&self, spec: &NewLink) -> Result<u32> {
         let name = spec.name();
-        let request = RouteNetlinkMessage::NewLink(message(0, create_attributes(spec)));
+        let request = RouteNetlinkMessage::NewLink(message(0, create_attributes(spec, self.unfinished)));
         if let Err(failure) = self.transport.request(request, NLM_F_CREATE | NLM_F_EXCL).await {
             let remedy = create_remedy(spec, &failure);
             return Err(anyhow!(failure).context(format!("create {} {name}{remedy}", describe(spec))));
@@ -144,6 +145,9 @@ impl Netlink {
             LinkChange::Master { bridge: None } => "take it out of its bridge".to_owned(),
             LinkChange::Isolated(true) => "isolate it in its bridge".to_owned(),
             LinkChange::Isolated(false) => "end its isolation in its bridge".to_owned(),
+            LinkChange::Learning(true) => "let it learn addresses".to_owned(),
+            LinkChange::Learning(false) => "stop it from learning addresses".to_owned(),
+            LinkChange::VxlanLocal(local) => format!("set its local address to {local}"),
             LinkChange::Alias(alias) => format!("set its alias to {alias:?}"),
             LinkChange::Altname(altname) => format!("give it the alternative name {altname:?}"),
         };
@@ -158,6 +162,9 @@ impl Netlink {
                 let request = message(ifindex, vec![LinkAttribute::LinkInfo(info)]);
                 self.transport.request(RouteNetlinkMessage::NewLink(request), 0).await.map(|_| ())
             }
+            LinkChange::Learning(on) => self.set_vxlan(ifindex, InfoVxlan::Learning(*on)).await,
+            LinkChange::VxlanLocal(IpAddr::V4(local)) => self.set_vxlan(ifindex, InfoVxlan::Local(*local)).await,
+            LinkChange::VxlanLocal(IpAddr::V6(local)) => self.set_vxlan(ifindex, InfoVxlan::Local6(*local)).await,
             LinkChange::Alias(alias) => self.set(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await,
             LinkChange::Altname(altname) => self.add_altname(ifindex, altname).await,
         };
@@ -165,6 +172,13 @@ impl Netlink {
             let remedy = change_remedy(change, &failure);
             anyhow!(failure).context(format!("link with ifindex {ifindex}: {what}{remedy}"))
         })
+    }
+
+    /// What isn't named stays as it is.
+    async fn set_vxlan(&self, ifindex: u32, option: InfoVxlan) -> Result<(), Failure> {
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vec![option]))];
+        let request = message(ifindex, vec![LinkAttribute::LinkInfo(info)]);
+        self.transport.request(RouteNetlinkMessage::NewLink(request), 0).await.map(|_| ())
     }
 
     /// The kernel answers `EINVAL` when the bridge doesn't exist; this says so.
@@ -245,7 +259,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn delete_unfinished(&self) -> Result<()> {
-        for ifindex in self.in_group(UNFINISHED_GROUP).await? {
+        for ifindex in self.in_group(self.unfinished).await? {
             self.delete(ifindex).await?;
         }
         Ok(())
@@ -287,7 +301,7 @@ fn peer_name(port: &str) -> String {
     name
 }
 
-fn create_attributes(spec: &NewLink) -> Vec<LinkAttribute> {
+fn create_attributes(spec: &NewLink, group: u32) -> Vec<LinkAttribute> {
     let (mtu, info) = match spec {
         NewLink::Tunnel { kind, port, ip6, local, mtu, udp6_zero_checksum_rx, .. } => {
             let port = port.or(kind.default_port());
@@ -308,7 +322,7 @@ fn create_attributes(spec: &NewLink) -> Vec<LinkAttribute> {
             (*mtu, info)
         }
     };
-    let group = LinkAttribute::Group(UNFINISHED_GROUP);
+    let group = LinkAttribute::Group(group);
     vec![LinkAttribute::IfName(spec.name().to_owned()), LinkAttribute::Mtu(mtu), group, LinkAttribute::LinkInfo(info)]
 }
 

@@ -11,8 +11,8 @@ use std::net::IpAddr;
 /// MTU assumed where the underlay's can't be found, in bytes.
 const USUAL_MTU: u32 = 1500;
 
-fn is_ours(link: &Link) -> bool {
-    link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX))
+fn is_ours(b: &Builder<'_>, link: &Link) -> bool {
+    b.input.observed.instance.made(link.alias.as_deref()).is_some()
 }
 
 /// The smallest MTU of the links that carry the tunnel's source addresses, less what the encapsulation takes.
@@ -59,6 +59,13 @@ fn mismatch(tunnel: &Tunnel, link: &Link) -> Option<String> {
     None
 }
 
+/// Whether a device of ours would drop what far hosts send without a checksum: it can't be changed on one that exists.
+fn deaf(tunnel: &Tunnel, link: &Link) -> Option<String> {
+    let needed = tunnel.checksum == Some(false) && tunnel.local.v6.is_some() && tunnel.kind != TunnelKind::Gretap;
+    let has = link.tunnel.as_ref().is_some_and(|device| device.udp6_zero_checksum_rx);
+    (tunnel.create && needed && !has).then(|| "it drops IPv6 packets without a UDP checksum".to_owned())
+}
+
 pub(super) fn tunnels(b: &mut Builder<'_>) {
     let desired = b.input.desired;
     let observed = b.input.observed;
@@ -86,12 +93,13 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
         let mtu = tunnel_mtu(observed, tunnel);
         let known = b.input.accepted.is_some_and(|a| a.tunnels.contains_key(name));
         let link = match (observed.link(name), tunnel.create) {
-            (Some(link), _) => match mismatch(tunnel, link) {
+            (Some(link), _) => match mismatch(tunnel, link).or_else(|| deaf(tunnel, link).filter(|_| is_ours(b, link)))
+            {
                 None => {
                     repair_tunnel(b, tunnel, link, mtu);
                     Some(LinkRef::of(link))
                 }
-                Some(why) if tunnel.create && is_ours(link) => {
+                Some(why) if tunnel.create && is_ours(b, link) => {
                     let detail = format!("make the device anew: {why}");
                     let reason = if b.tunnel_unchanged(name) { Reason::Drift } else { Reason::Changed };
                     b.device_change(Object::Tunnel, name, ChangeAction::Update, reason, detail);
@@ -135,7 +143,7 @@ fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {
         ip6: tunnel.kind == TunnelKind::Gretap && tunnel.local.v4.is_none(),
         local: tunnel.local,
         mtu,
-        alias: tunnel_alias(&tunnel.name),
+        alias: b.input.observed.instance.tunnel_alias(&tunnel.name),
         udp6_zero_checksum_rx: tunnel.local.v6.is_some() && tunnel.kind != TunnelKind::Gretap,
     };
     b.operation(Phase::MakeLinks, &tunnel.name, Step::CreateLink { link });
@@ -144,20 +152,35 @@ fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {
 }
 
 fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
-    if !tunnel.create {
+    if !tunnel.create || !is_ours(b, link) {
         return;
     }
     let reference = LinkRef::of(link);
     let reason = if b.tunnel_unchanged(&tunnel.name) { Reason::Drift } else { Reason::Changed };
-    let repair = |b: &mut Builder<'_>, phase, detail: String, change| {
+    let repair = |b: &mut Builder<'_>, detail: String, change| {
         b.device_change(Object::Tunnel, &tunnel.name, ChangeAction::Update, reason, detail);
-        edit(b, phase, &tunnel.name, &reference, change);
+        edit(b, Phase::Join, &tunnel.name, &reference, change);
     };
-    if is_ours(link) && link.mtu != mtu {
-        repair(b, Phase::Join, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+    if link.mtu != mtu {
+        repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+    }
+    if link.tunnel.as_ref().is_some_and(|device| device.learning) {
+        repair(b, "learning off".to_owned(), LinkEdit::Learning(false));
+    }
+    // Of a device in external mode the address informs people, and the kernel changes it within its family only.
+    let local = device_local(tunnel.kind, tunnel.local);
+    let live = link.tunnel.as_ref().map(|device| device.local).unwrap_or_default();
+    let moved = match (live, local) {
+        (Local { v4: Some(old), .. }, Local { v4: Some(new), .. }) if old != new => Some((old.into(), new.into())),
+        (Local { v6: Some(old), .. }, Local { v6: Some(new), .. }) if old != new => Some((old.into(), new.into())),
+        _ => None,
+    };
+    if let (TunnelKind::Vxlan, Some((old, new))) = (tunnel.kind, moved) {
+        let old: IpAddr = old;
+        repair(b, format!("local address {old} -> {new}"), LinkEdit::VxlanLocal(new));
     }
     if !link.up {
-        repair(b, Phase::Join, "set up".to_owned(), LinkEdit::Up(true));
+        repair(b, "set up".to_owned(), LinkEdit::Up(true));
     }
 }
 
@@ -237,7 +260,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
         None => {
             let reason = b.device_reason(known);
             b.device_change(Object::Bridge, name, ChangeAction::Create, reason, format!("make the bridge, MTU {mtu}"));
-            let link = NewLink::Bridge { name: name.clone(), mtu, alias: bridge_alias(name) };
+            let link = NewLink::Bridge { name: name.clone(), mtu, alias: b.input.observed.instance.bridge_alias(name) };
             b.operation(Phase::MakeLinks, name, Step::CreateLink { link });
             let link = LinkRef::to_be_made(name);
             edit(b, Phase::Join, name, &link, LinkEdit::Up(true));
@@ -260,7 +283,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
         }
         Some(link) => {
             let reference = LinkRef::of(link);
-            if is_ours(link) {
+            if is_ours(b, link) {
                 let reason = if known { Reason::Drift } else { Reason::Changed };
                 if link.mtu != mtu {
                     let detail = format!("MTU {} -> {mtu}", link.mtu);
@@ -279,7 +302,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
 
 fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, bridge: &LinkRef) -> Option<LinkRef> {
     let address = mapping.address();
-    let alias = port_alias(&mapping.tenant, &port.node);
+    let alias = b.input.observed.instance.port_alias(&mapping.tenant, &port.node);
     let altname = format!("{}/{}", mapping.tenant, port.node);
     let mtu = b.tunnels.get(mapping.key.tunnel.as_str()).map_or(USUAL_MTU, |t| t.mtu);
     let Some(link) = b.input.observed.link(&mapping.interface) else {
@@ -325,6 +348,10 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     };
     let joined = bridge.ifindex.is_some() && link.master == bridge.ifindex;
     if !joined {
+        // Outside of its bridge it would hand its tenant's packets to the host's own stack.
+        if link.up {
+            repair(b, "set down".to_owned(), LinkEdit::Up(false));
+        }
         repair(b, format!("join bridge {}", bridge.name), LinkEdit::Master(bridge.clone()));
     }
     if !joined || link.isolated != Some(true) {
@@ -333,10 +360,12 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     if link.mtu != mtu {
         repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
     }
-    if !link.altnames.contains(&altname) {
+    // An alternative name is for people: one that another link has is left to it.
+    let taken = || b.input.observed.links.iter().any(|l| l.name == altname || l.altnames.contains(&altname));
+    if !link.altnames.contains(&altname) && !taken() {
         repair(b, format!("alternative name {altname}"), LinkEdit::Altname(altname.clone()));
     }
-    if !link.up {
+    if !joined || !link.up {
         repair(b, "set up".to_owned(), LinkEdit::Up(true));
     }
     Some(reference)
@@ -348,13 +377,13 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
     let observed = b.input.observed;
     let mut doomed: Vec<(&Link, Object, String)> = Vec::new();
     for link in &observed.links {
-        let Some(alias) = link.alias.as_deref() else { continue };
+        let Some(made) = observed.instance.made(link.alias.as_deref()) else { continue };
         let ports = b.input.accepted.and_then(|a| a.mappings.get(&link.name)).map(Mapping::address);
-        if alias == tunnel_alias(&link.name) {
+        if made.strip_prefix("tunnel ") == Some(link.name.as_str()) {
             if !desired.tunnels.contains_key(&link.name) {
                 doomed.push((link, Object::Tunnel, link.name.clone()));
             }
-        } else if let Some(of) = alias.strip_prefix("tunnel-mesh port ")
+        } else if let Some(of) = made.strip_prefix("port ")
             && desired.mappings.get(&link.name).is_none_or(|m| m.generated.is_none())
         {
             let tenant = of.split('/').next().unwrap_or(of);
@@ -363,7 +392,8 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
     }
     let going: BTreeSet<u32> = doomed.iter().map(|(l, ..)| l.ifindex).collect();
     for link in &observed.links {
-        let ours = link.alias.as_deref() == Some(bridge_alias(&link.name).as_str());
+        let made = observed.instance.made(link.alias.as_deref()).and_then(|made| made.strip_prefix("bridge "));
+        let ours = made == Some(link.name.as_str());
         if ours && !desired.bridges.contains_key(&link.name) {
             let foreign = observed.links.iter().any(|l| l.master == Some(link.ifindex) && !going.contains(&l.ifindex));
             if !foreign {

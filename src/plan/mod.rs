@@ -373,6 +373,10 @@ pub enum LinkEdit {
     Master(LinkRef),
     /// Bridge port option `isolated`.
     Isolated(bool),
+    /// Whether a vxlan device learns addresses.
+    Learning(bool),
+    /// Local address of a vxlan device, in place of one of the same family.
+    VxlanLocal(std::net::IpAddr),
     /// Alias.
     Alias(String),
     /// Adds an alternative name.

@@ -201,6 +201,8 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
                 LinkEdit::Mtu(mtu) => LinkChange::Mtu(*mtu),
                 LinkEdit::Master(bridge) => LinkChange::Master { bridge: Some(index(bridge)?) },
                 LinkEdit::Isolated(on) => LinkChange::Isolated(*on),
+                LinkEdit::Learning(on) => LinkChange::Learning(*on),
+                LinkEdit::VxlanLocal(local) => LinkChange::VxlanLocal(*local),
                 LinkEdit::Alias(alias) => LinkChange::Alias(alias.clone()),
                 LinkEdit::Altname(name) => LinkChange::Altname(name.clone()),
             };

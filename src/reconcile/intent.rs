@@ -107,6 +107,25 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_stays_with_the_tenant_whose_ports_are_held() {
+        let mesh = |tenant: &str, id: u32| {
+            let text = format!(
+                "version: 1\nnodes: {{a: 10.0.0.1, b: 10.0.0.2}}\ntunnels: {{v: {{kind: vxlan}}}}\n\
+                 tenants: {{{tenant}: {{id: {id}, bridge: br-x}}}}\n"
+            );
+            let parsed = parse(&SourceFile { name: "t".to_owned(), text: text.into_bytes() });
+            merge([&parsed]).unwrap().compile(&NodeChoice::Named("a".to_owned())).unwrap()
+        };
+        let before = Intent { desired: mesh("red", 1), ..Intent::default() };
+        let held = intend(Some(&before), mesh("blue", 2), ASK);
+        assert_eq!(held.held.len(), 1);
+        let tenants: Vec<&str> = held.desired.mappings.values().map(|m| m.tenant.as_str()).collect();
+        assert_eq!((tenants, held.desired.bridges["br-x"].tenant.as_str()), (vec!["red"], "red"));
+        let released = intend(Some(&held), mesh("blue", 2), Removals { allow: true, delay: false });
+        assert_eq!(released.desired, mesh("blue", 2));
+    }
+
+    #[test]
     fn delayed_removals_stay_in_force_until_they_are_confirmed() {
         let before = Intent { desired: state(0..20), ..Intent::default() };
         let waiting = intend(Some(&before), state(0..19), Removals { allow: false, delay: true });

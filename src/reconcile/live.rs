@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct LiveKernel {
     netlink: Netlink,
+    instance: Instance,
     dataplane: Dataplane,
     hook_kind: HookKind,
     port_kind: Option<PortKind>,
@@ -40,7 +41,15 @@ impl LiveKernel {
     ///
     /// When privileges are missing, when pins have another layout, or when they belong to another namespace.
     pub async fn open(pins: &Path, hook: Option<HookKind>) -> Result<Self> {
-        let netlink = Netlink::open().await?;
+        let instance = Instance::of(pins);
+        let longest = instance.port_alias("", "").len() + ALTNAME_MAX - 1;
+        if longest > ALIAS_MAX {
+            bail!(
+                "the pin directory {} has a name too long for the aliases of devices; use a shorter one",
+                pins.display()
+            );
+        }
+        let netlink = Netlink::open().await?.for_instance(&instance);
         let tcx = crate::bpf::probe_tcx()?;
         let hook_kind = match hook {
             Some(HookKind::Tcx) if !tcx => {
@@ -53,6 +62,7 @@ impl LiveKernel {
         let dataplane = Dataplane::open(pins)?;
         let kernel = Self {
             netlink,
+            instance,
             dataplane,
             hook_kind,
             port_kind: None,
@@ -126,7 +136,7 @@ impl LiveKernel {
         failures.extend(self.netlink.delete_unfinished().await.err());
         let observed = self.observe(false).await?;
         // Devices first: while they stand, their programs keep the tenants' packets from the host's stack.
-        let ours = observed.links.iter().filter(|l| l.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX)));
+        let ours = observed.links.iter().filter(|l| self.instance.made(l.alias.as_deref()).is_some());
         let (bridges, others): (Vec<&Link>, Vec<&Link>) = ours.partition(|l| l.kind == "bridge");
         let indexes: Vec<u32> = others.iter().map(|l| l.ifindex).collect();
         failures.extend(self.netlink.delete_all(&indexes).await.err());
@@ -178,7 +188,8 @@ impl Kernel for LiveKernel {
             attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
         }
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        Ok(Observed { netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
+        let instance = self.instance.clone();
+        Ok(Observed { instance, netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {

@@ -263,6 +263,19 @@ impl MemoryKernel {
             LinkChange::Up => link.up = true,
             LinkChange::Down => link.up = false,
             LinkChange::Mtu(mtu) => link.mtu = *mtu,
+            LinkChange::Learning(on) => {
+                let device = link.tunnel.as_mut();
+                device.ok_or_else(|| refusal(libc::EOPNOTSUPP, "set learning"))?.learning = *on;
+            }
+            LinkChange::VxlanLocal(local) => {
+                let device = link.tunnel.as_mut();
+                let device = device.ok_or_else(|| refusal(libc::EOPNOTSUPP, "set the local address"))?;
+                device.local = Local::default();
+                match local {
+                    std::net::IpAddr::V4(v4) => device.local.v4 = Some(*v4),
+                    std::net::IpAddr::V6(v6) => device.local.v6 = Some(*v6),
+                }
+            }
             LinkChange::Master { bridge } => {
                 // Joining the bridge that it is in changes nothing.
                 if link.master != *bridge {

@@ -146,7 +146,7 @@ pub fn can_hold(mapping: &Mapping, link: &Link, observed: &Observed) -> bool {
     match &mapping.generated {
         Some(port) => {
             let bridge = observed.link(&port.bridge).is_none_or(|l| l.kind == "bridge");
-            bridge && link.alias == Some(port_alias(&mapping.tenant, &port.node))
+            bridge && link.alias == Some(observed.instance.port_alias(&mapping.tenant, &port.node))
         }
         None if mapping.attach == Attach::Endpoint => link.kind == "veth" && link.peer_in_other_netns,
         None => link.tunnel.is_none(),
