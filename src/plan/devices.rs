@@ -96,7 +96,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
                     let reason = if b.tunnel_unchanged(name) { Reason::Drift } else { Reason::Changed };
                     b.device_change(Object::Tunnel, name, ChangeAction::Update, reason, detail);
                     b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(link) });
-                    b.deleted_links.insert(link.ifindex);
+                    b.deleted_links.insert(link.ifindex, name.clone());
                     make_tunnel(b, tunnel, mtu);
                     Some(LinkRef::to_be_made(name))
                 }
@@ -372,7 +372,7 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
         }
     }
     for (link, object, address) in doomed {
-        b.deleted_links.insert(link.ifindex);
+        b.deleted_links.insert(link.ifindex, address.clone());
         b.operation(Phase::DeleteLinks, &address, Step::DeleteLink { link: LinkRef::of(link) });
         let known = b.input.accepted.is_none_or(|a| {
             a.tunnels.contains_key(&address) || a.bridges.contains_key(&address) || a.mappings.contains_key(&link.name)

@@ -1,7 +1,7 @@
 //! Random topologies, and what each of them means for every packet.
 
 use super::MemoryKernel;
-use super::wire::{Fate, IDS, Wire, remote};
+use super::wire::{Fate, IDS, Packet, Wire, number, packets, remote};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use tunnel_mesh::model::*;
@@ -102,31 +102,25 @@ pub fn hook(attach: Attach) -> Direction {
 
 /// What a topology means on these links, once it is in force: worked out from the topology alone.
 pub fn meaning(desired: &Desired, observed: &Observed) -> Wire {
-    let mut wire = Wire::default();
-    let tunnels: BTreeMap<&str, &Link> =
-        desired.tunnels.values().filter_map(|t| Some((t.name.as_str(), device(observed, t)?))).collect();
-    for link in &observed.links {
-        if link.tunnel.is_some() {
-            let ours = tunnels.get(link.name.as_str()).is_some();
-            let idle = if ours || !link.up { Fate::Dropped } else { Fate::Host };
-            for id in 0..IDS {
-                for n in 0..super::wire::REMOTES {
-                    wire.received.insert((link.ifindex, id, remote(n)), idle);
-                }
-            }
-        } else {
-            wire.sent.insert((link.ifindex, Direction::Ingress), Fate::Host);
-            wire.sent.insert((link.ifindex, Direction::Egress), Fate::Host);
+    let tunnels: BTreeMap<&str, u32> =
+        desired.tunnels.values().filter_map(|t| Some((t.name.as_str(), device(observed, t)?.ifindex))).collect();
+    let idle = |packet: Packet| match packet {
+        Packet::Received(ifindex, ..) => {
+            let ours = tunnels.values().any(|device| *device == ifindex);
+            let down = observed.link_by_index(ifindex).is_some_and(|l| !l.up);
+            if ours || down { Fate::Dropped } else { Fate::Host }
         }
-    }
+        Packet::Sent(..) => Fate::Host,
+    };
+    let mut wire = Wire(packets(&observed.links).into_iter().map(|packet| (packet, idle(packet))).collect());
     for mapping in desired.mappings.values() {
         let Some(link) = observed.link(&mapping.interface).filter(|l| can_hold(mapping, l, observed)) else { continue };
-        let device = tunnels.get(mapping.key.tunnel.as_str()).map(|d| d.ifindex);
+        let device = tunnels.get(mapping.key.tunnel.as_str()).copied();
         let (id, far) = (mapping.key.id, mapping.key.remote);
         let way = device.map_or(Fate::Dropped, |device| Fate::Into(device, id, far));
-        wire.sent.insert((link.ifindex, hook(mapping.attach)), way);
+        wire.set(Packet::Sent(link.ifindex, hook(mapping.attach)), way);
         if let Some(device) = device {
-            wire.received.insert((device, id, far), Fate::To(link.ifindex));
+            wire.set(Packet::Received(device, id, number(far)), Fate::To(link.ifindex));
         }
     }
     wire
