@@ -347,7 +347,7 @@ proptest! {
         prop_assert!(applied.failures.is_empty(), "{:?}", applied.failures);
         let new = end.wire();
         for (n, moment) in end.moments.iter().flatten().enumerate() {
-            if let Err(wrong) = moment.check(&old, &unspoiled, &new) {
+            if let Err(wrong) = moment.check(&old, std::slice::from_ref(&unspoiled), &new, true) {
                 prop_assert!(false, "moment {n}: {wrong}\nof {:#?}", end.log);
             }
         }

@@ -4,6 +4,7 @@ use super::abi::{
     ABI_VERSION, META_NAMESPACE, Plain, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey,
     RawUnknown,
 };
+use super::batch::RawMap;
 use super::maps::{self, Maps};
 use super::object::{self, Loaded};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};

@@ -77,7 +77,8 @@ pub(super) struct Builder<'a> {
     pub(super) live: Live,
     pub(super) tunnels: BTreeMap<&'a str, PlannedTunnel>,
     pub(super) mappings: Vec<PlannedMapping<'a>>,
-    pub(super) deleted_links: BTreeSet<u32>,
+    /// Links that go, each with the address of its change.
+    pub(super) deleted_links: BTreeMap<u32, String>,
     pub(super) growing: bool,
     operations: Vec<(Phase, Operation)>,
     changes: BTreeMap<(Object, String), Change>,
@@ -92,7 +93,7 @@ impl<'a> Builder<'a> {
             live: Live::of(input.observed),
             tunnels: BTreeMap::new(),
             mappings: Vec::new(),
-            deleted_links: BTreeSet::new(),
+            deleted_links: BTreeMap::new(),
             growing: false,
             operations: Vec::new(),
             changes: BTreeMap::new(),

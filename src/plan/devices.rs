@@ -104,7 +104,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
                     let reason = if b.tunnel_unchanged(name) { Reason::Drift } else { Reason::Changed };
                     b.device_change(Object::Tunnel, name, ChangeAction::Update, reason, detail);
                     b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(link) });
-                    b.deleted_links.insert(link.ifindex);
+                    b.deleted_links.insert(link.ifindex, name.clone());
                     make_tunnel(b, tunnel, mtu);
                     Some(LinkRef::to_be_made(name))
                 }
@@ -327,7 +327,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
         return None;
     }
     let reference = LinkRef::of(link);
-    let repair = |b: &mut Builder<'_>, detail: String, change: LinkEdit| {
+    let repair = |b: &mut Builder<'_>, detail: String, phase, change: LinkEdit| {
         let origin = mapping.origin.clone();
         let reason = match b.input.accepted.and_then(|a| a.mappings.get(&mapping.interface)) {
             Some(known) if known.generated == mapping.generated && known.key == mapping.key => Reason::Drift,
@@ -344,29 +344,29 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
             origin: Some(origin),
         });
         change_of_mapping.details.push(detail);
-        edit(b, Phase::Join, &address, &reference, change);
+        edit(b, phase, &address, &reference, change);
     };
     let joined = bridge.ifindex.is_some() && link.master == bridge.ifindex;
     if !joined {
-        // Outside of its bridge it would hand its tenant's packets to the host's own stack.
+        // Outside of its bridge it would hand its tenant's packets to the host's own stack: down before anything leads there.
         if link.up {
-            repair(b, "set down".to_owned(), LinkEdit::Up(false));
+            repair(b, "set down".to_owned(), Phase::MakeLinks, LinkEdit::Up(false));
         }
-        repair(b, format!("join bridge {}", bridge.name), LinkEdit::Master(bridge.clone()));
+        repair(b, format!("join bridge {}", bridge.name), Phase::Join, LinkEdit::Master(bridge.clone()));
     }
     if !joined || link.isolated != Some(true) {
-        repair(b, "isolated on".to_owned(), LinkEdit::Isolated(true));
+        repair(b, "isolated on".to_owned(), Phase::Join, LinkEdit::Isolated(true));
     }
     if link.mtu != mtu {
-        repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+        repair(b, format!("MTU {} -> {mtu}", link.mtu), Phase::Join, LinkEdit::Mtu(mtu));
     }
     // An alternative name is for people: one that another link has is left to it.
     let taken = || b.input.observed.links.iter().any(|l| l.name == altname || l.altnames.contains(&altname));
     if !link.altnames.contains(&altname) && !taken() {
-        repair(b, format!("alternative name {altname}"), LinkEdit::Altname(altname.clone()));
+        repair(b, format!("alternative name {altname}"), Phase::Join, LinkEdit::Altname(altname.clone()));
     }
     if !joined || !link.up {
-        repair(b, "set up".to_owned(), LinkEdit::Up(true));
+        repair(b, "set up".to_owned(), Phase::Join, LinkEdit::Up(true));
     }
     Some(reference)
 }
@@ -402,7 +402,7 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
         }
     }
     for (link, object, address) in doomed {
-        b.deleted_links.insert(link.ifindex);
+        b.deleted_links.insert(link.ifindex, address.clone());
         b.operation(Phase::DeleteLinks, &address, Step::DeleteLink { link: LinkRef::of(link) });
         let known = b.input.accepted.is_none_or(|a| {
             a.tunnels.contains_key(&address) || a.bridges.contains_key(&address) || a.mappings.contains_key(&link.name)

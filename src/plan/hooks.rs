@@ -128,11 +128,14 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
             let step = Step::Attach { program: Program::HandleEgress, link, direction, kind, replace: true };
             b.operation(Phase::Programs, DATA_PLANE, step);
         }
-        if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains(&attachment.ifindex)) {
+        if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains_key(&attachment.ifindex))
+        {
             continue; // the filter goes with its link
         }
         let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
-        let address = owner_of(b, attachment.ifindex).unwrap_or_else(|| link.to_string());
+        // Of the same change as its link, if that goes: where the link can't be deleted, the program stays.
+        let doomed = b.deleted_links.get(&attachment.ifindex).cloned();
+        let address = doomed.or_else(|| owner_of(b, attachment.ifindex)).unwrap_or_else(|| link.to_string());
         let direction = attachment.direction;
         let replaced = wanted_here && left_behind(attachment);
         let phase = if hidden_soon || replaced { Phase::Programs } else { Phase::Detach };
@@ -161,7 +164,7 @@ fn held_fast(
     let mut hooks = Vec::new();
     for attachment in &observed.attachments {
         let Attachment { ifindex, direction, .. } = *attachment;
-        let Some(link) = observed.link_by_index(ifindex).filter(|_| !b.deleted_links.contains(&ifindex)) else {
+        let Some(link) = observed.link_by_index(ifindex).filter(|_| !b.deleted_links.contains_key(&ifindex)) else {
             continue;
         };
         // A clsact filter and a TCX attachment on one hook are one wish.

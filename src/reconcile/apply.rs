@@ -111,9 +111,14 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
     let unresolved: Vec<String> = unresolved.map(|o| o.change.clone()).collect();
     run.frozen.extend(unresolved);
     // A tunnel keeps its index even where its device could not be made. Written once: a pass that can only fail again
-    // changes nothing.
+    // changes nothing. And what nobody wants stops, whatever else could not be done: it must not come back to life with
+    // its tunnel.
     let goes_on = |o: &&Operation| {
-        !run.frozen.contains(&o.change) || matches!(o.step, Step::SetConf { without_device: true, .. })
+        let always = matches!(
+            o.step,
+            Step::SetConf { without_device: true, .. } | Step::DeleteIf { .. } | Step::DeleteTunkey { .. }
+        );
+        always || !run.frozen.contains(&o.change)
     };
     let live: Vec<&Operation> = group.iter().filter(goes_on).collect();
     let Some(first) = live.first() else { return true };
@@ -143,6 +148,8 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
         }
         Err(error) => {
             let vanished = super::is_gone(&error);
+            // What stands on a link that could not be deleted stays, too.
+            run.frozen.extend(live.iter().map(|o| o.change.clone()).filter(|change| change != DATA_PLANE));
             let goes_on = match &first.step {
                 Step::CreateLink { .. } | Step::ChangeLink { .. } | Step::DeleteLink { .. } => true,
                 // Nothing passes a link that is gone.

@@ -193,6 +193,7 @@ impl Kernel for LiveKernel {
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {
+        let calls = crate::bpf::calls();
         let mut outcome = Outcome::default();
         let dataplane = &mut self.dataplane;
         if dataplane.is_half_grown() {
@@ -243,6 +244,7 @@ impl Kernel for LiveKernel {
                 }
             }
         }
+        tracing::debug!(calls = ?crate::bpf::calls().since(calls), "{batch:?}");
         Ok(outcome)
     }
 

@@ -254,6 +254,7 @@ impl MemoryKernel {
     }
 
     fn change_link(&mut self, ifindex: u32, change: &LinkChange) -> Result<()> {
+        self.links_changed += u64::from(matches!(change, LinkChange::Up | LinkChange::Down));
         if let LinkChange::Master { bridge: Some(bridge) } = change {
             let is_bridge = self.link(*bridge)?.kind == "bridge";
             ensure!(is_bridge, refusal(libc::EOPNOTSUPP, "join the bridge"));

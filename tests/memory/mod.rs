@@ -46,6 +46,8 @@ pub struct MemoryKernel {
     pub moments: Option<Vec<Wire>>,
     /// A growth that began to switch attachments and isn't finished.
     pub growth: Option<Growth>,
+    /// How often links were changed.
+    pub links_changed: u64,
     /// Which maps the live ones are: each set of maps is a generation of its own.
     generation: u32,
     /// Maps that attached programs still run on although they aren't the live ones.
@@ -68,6 +70,7 @@ impl MemoryKernel {
 
     /// Adds a link as somebody else would.
     pub fn add_link(&mut self, name: &str) -> u32 {
+        self.links_changed += 1;
         self.next_ifindex += 1;
         let ifindex = self.next_ifindex;
         self.state.links.push(Link {
@@ -103,6 +106,7 @@ impl MemoryKernel {
 
     /// Removes a link: the kernel itself takes it out of every `devs` and detaches what is on it.
     pub fn remove_link(&mut self, ifindex: u32) {
+        self.links_changed += 1;
         self.state.links.retain(|l| l.ifindex != ifindex);
         for link in self.state.links.iter_mut().filter(|l| l.master == Some(ifindex)) {
             link.master = None;
@@ -173,8 +177,10 @@ impl MemoryKernel {
     /// Notes what the data plane does now, where somebody wants to know.
     fn moment(&mut self) {
         let now = self.moments.is_some().then(|| self.wire());
-        if let Some(moments) = &mut self.moments {
-            moments.extend(now);
+        if let (Some(moments), Some(now)) = (&mut self.moments, now)
+            && moments.last() != Some(&now)
+        {
+            moments.push(now);
         }
     }
 }

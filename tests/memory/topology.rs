@@ -1,7 +1,7 @@
 //! Random topologies, and what each of them means for every packet.
 
 use super::MemoryKernel;
-use super::wire::{Fate, IDS, Wire, remote};
+use super::wire::{Fate, IDS, Packet, Wire, number, packets, remote};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use tunnel_mesh::model::*;
@@ -103,39 +103,36 @@ pub fn hook(attach: Attach) -> Direction {
 /// What a topology means on these links, once it is in force: worked out from the topology, and from where programs of
 /// ours were before. On a device that the files name and that can't be used they stay, so that nothing falls through.
 pub fn meaning(desired: &Desired, observed: &Observed, before: &Observed) -> Wire {
+    let tunnels: BTreeMap<&str, u32> =
+        desired.tunnels.values().filter_map(|t| Some((t.name.as_str(), device(observed, t)?.ifindex))).collect();
     let held_fast = |ifindex: u32, direction: Direction| {
         let mut hooks = before.attachments.iter();
         hooks.any(|a| a.ifindex == ifindex && a.direction == direction && a.program.is_some())
     };
-    let mut wire = Wire::default();
-    let tunnels: BTreeMap<&str, &Link> =
-        desired.tunnels.values().filter_map(|t| Some((t.name.as_str(), device(observed, t)?))).collect();
-    for link in &observed.links {
-        if link.tunnel.is_some() {
-            let named = desired.tunnels.contains_key(&link.name) && held_fast(link.ifindex, Direction::Ingress);
-            let ours = named || tunnels.contains_key(link.name.as_str());
-            let idle = if ours || !link.up { Fate::Dropped } else { Fate::Host };
-            for id in 0..IDS {
-                for n in 0..super::wire::REMOTES {
-                    wire.received.insert((link.ifindex, id, remote(n)), idle);
-                }
-            }
-        } else {
-            let unusable = desired.mappings.get(&link.name).is_some_and(|m| !can_hold(m, link, observed));
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let stays = unusable && held_fast(link.ifindex, direction);
-                wire.sent.insert((link.ifindex, direction), if stays { Fate::Dropped } else { Fate::Host });
-            }
+    let idle = |packet: Packet| match packet {
+        Packet::Received(ifindex, ..) => {
+            let named = observed.link_by_index(ifindex).is_some_and(|l| desired.tunnels.contains_key(&l.name));
+            let stays = named && held_fast(ifindex, Direction::Ingress);
+            let ours = stays || tunnels.values().any(|device| *device == ifindex);
+            let down = observed.link_by_index(ifindex).is_some_and(|l| !l.up);
+            if ours || down { Fate::Dropped } else { Fate::Host }
         }
-    }
+        Packet::Sent(ifindex, direction) => {
+            let link = observed.link_by_index(ifindex);
+            let mapping = link.and_then(|l| Some((desired.mappings.get(&l.name)?, l)));
+            let unusable = mapping.is_some_and(|(m, l)| !can_hold(m, l, observed));
+            if unusable && held_fast(ifindex, direction) { Fate::Dropped } else { Fate::Host }
+        }
+    };
+    let mut wire = Wire(packets(&observed.links).into_iter().map(|packet| (packet, idle(packet))).collect());
     for mapping in desired.mappings.values() {
         let Some(link) = observed.link(&mapping.interface).filter(|l| can_hold(mapping, l, observed)) else { continue };
-        let device = tunnels.get(mapping.key.tunnel.as_str()).map(|d| d.ifindex);
+        let device = tunnels.get(mapping.key.tunnel.as_str()).copied();
         let (id, far) = (mapping.key.id, mapping.key.remote);
         let way = device.map_or(Fate::Dropped, |device| Fate::Into(device, id, far));
-        wire.sent.insert((link.ifindex, hook(mapping.attach)), way);
+        wire.set(Packet::Sent(link.ifindex, hook(mapping.attach)), way);
         if let Some(device) = device {
-            wire.received.insert((device, id, far), Fate::To(link.ifindex));
+            wire.set(Packet::Received(device, id, number(far)), Fate::To(link.ifindex));
         }
     }
     wire
