@@ -11,7 +11,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tunnel_mesh::bpf::{Dataplane, LayoutMismatch, MapFull, NoMaps};
+use tunnel_mesh::bpf::{Dataplane, MapFull, NoMaps};
 use tunnel_mesh::model::{
     Attach, Attachment, Conf, Direction, HookKind, IfEntry, OuterField, Program, SlotRef, TunKey,
 };
@@ -252,7 +252,7 @@ fn an_interrupted_growth_is_thrown_away_or_finished() {
 }
 
 #[test]
-fn another_layout_is_refused() {
+fn another_layout_counts_as_none() {
     let mut lab = Lab::new();
     let (_ns, dp) = bare(&mut lab, 128);
     let dir = dp.pin_dir().to_owned();
@@ -268,17 +268,22 @@ fn another_layout_is_refused() {
         let aside = dir.join("aside");
         fs::rename(&pin, &aside).unwrap();
         run(&format!("bpftool map create {} name {map} {definition}", pin.display()));
-        let error = Dataplane::open(&dir).unwrap_err();
-        let mismatch = error.downcast_ref::<LayoutMismatch>().unwrap();
-        assert_eq!((mismatch.path.as_path(), mismatch.what), (pin.as_path(), what));
+        let opened = Dataplane::open(&dir).unwrap();
+        let why = opened.outdated().unwrap();
+        assert!(why.contains(what) && why.contains(pin.to_str().unwrap()), "{why}");
+        assert_eq!(opened.capacity(), None);
+        assert_eq!(opened.observe().unwrap(), None);
         fs::rename(&aside, &pin).unwrap();
     }
-    Dataplane::open(&dir).unwrap();
+    assert_eq!(Dataplane::open(&dir).unwrap().outdated(), None);
     // A later layout of the same sizes.
     let meta = dir.join("meta").display().to_string();
     run(&format!("bpftool map update pinned {meta} key 0 0 0 0 value 0 0 0 0 0 0 0 0 0 0 0 0 99 0 0 0"));
-    let error = Dataplane::open(&dir).unwrap_err();
-    assert_eq!(error.downcast_ref::<LayoutMismatch>().unwrap().what, "layout version");
+    let mut later = Dataplane::open(&dir).unwrap();
+    assert!(later.outdated().unwrap().contains("layout version"));
+    later.create_maps(256).unwrap();
+    assert_eq!((later.outdated(), later.capacity()), (None, Some(256)));
+    assert_eq!(Dataplane::open(&dir).unwrap().outdated(), None);
 }
 
 /// What is attached by TCX, as (ifindex, direction, program, position).

@@ -82,6 +82,7 @@ impl Run {
         let status = Status::of(Sources {
             accepted: Some(goal),
             held: &nothing,
+            delayed: &nothing,
             observed: &observed,
             plan: Some(&plan),
             traffic: &BTreeMap::new(),

@@ -8,7 +8,7 @@ use super::batch::RawMap;
 use super::maps::{self, Maps};
 use super::object::{self, Loaded};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
-use super::{NoMaps, sys};
+use super::{LayoutMismatch, NoMaps, sys};
 use crate::model::{Counters, FIRST_MAPPING_SLOT, LoadedProgram, MapState, Program, TunKey, UnknownKey};
 use anyhow::{Context, Result, bail};
 use std::io::ErrorKind;
@@ -22,6 +22,8 @@ use std::path::Path;
 pub struct Dataplane {
     pub(super) pins: Pins,
     pub(super) maps: Option<Maps>,
+    /// What another version of this program pinned instead: it is made anew.
+    pub(super) outdated: Option<String>,
     /// A growth was interrupted after it had begun to switch programs: see [`Dataplane::recover`].
     pub(super) half_grown: bool,
 }
@@ -29,13 +31,31 @@ pub struct Dataplane {
 impl Dataplane {
     /// Opens what is pinned in a directory. Makes and changes nothing; the directory needn't exist.
     ///
+    /// Maps that another version pinned with another layout count as none: [`Self::create_maps`] makes them anew, beside
+    /// what runs on the old ones.
+    ///
     /// # Errors
-    /// [`super::LayoutMismatch`] where a pinned map isn't what this program would have made.
+    /// What the kernel said.
     pub fn open(pin_dir: &Path) -> Result<Self> {
         let pins = Pins::new(pin_dir);
-        let maps = Maps::open(&pins)?;
         let half_grown = pins.commit_mark().exists();
-        Ok(Self { pins, maps, half_grown })
+        let mut dataplane = Self { pins, maps: None, outdated: None, half_grown };
+        dataplane.open_maps()?;
+        Ok(dataplane)
+    }
+
+    /// Opens the maps that are pinned now.
+    pub(super) fn open_maps(&mut self) -> Result<()> {
+        (self.maps, self.outdated) = match Maps::open(&self.pins) {
+            Err(error) if error.is::<LayoutMismatch>() => (None, Some(format!("{error:#}"))),
+            maps => (maps?, None),
+        };
+        Ok(())
+    }
+
+    /// What is wrong with the layout of the maps that are pinned, where another version made them.
+    pub fn outdated(&self) -> Option<&str> {
+        self.outdated.as_deref()
     }
 
     /// Opens for writing, and first puts right what a crash left half done. The caller holds the writer's lock.
@@ -50,8 +70,16 @@ impl Dataplane {
 
     /// Cookie of the network namespace that the pins belong to; `None` where there are none, or it was never noted.
     pub fn namespace(&self) -> Result<Option<u64>> {
-        let Some(maps) = &self.maps else { return Ok(None) };
-        let meta = maps.meta.get::<u32, RawMeta>(META_NAMESPACE)?.unwrap_or_default();
+        let meta = match &self.maps {
+            Some(maps) => maps.meta.get::<u32, RawMeta>(META_NAMESPACE)?,
+            None => match Maps::open_meta(&self.pins) {
+                Ok(Some(meta)) => meta.get::<u32, RawMeta>(META_NAMESPACE)?,
+                Ok(None) => None,
+                Err(error) if error.is::<LayoutMismatch>() => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let meta = meta.unwrap_or_default();
         Ok(Some(meta.build).filter(|cookie| *cookie != 0))
     }
 
@@ -151,7 +179,8 @@ impl Dataplane {
 
     /// Makes and pins the maps, empty, with that many slots; the hashes hold as many entries. Makes the pin directory.
     ///
-    /// Where only some maps are pinned, all are made anew: the programs on the old ones are then no longer current.
+    /// Where only some maps are pinned, or another version's, all are made anew: the programs on the old ones go on, and
+    /// are no longer current.
     ///
     /// # Errors
     /// Where maps are pinned already, or the directory isn't on a BPF file system.
@@ -171,7 +200,7 @@ impl Dataplane {
             Ok(maps)
         });
         match made {
-            Ok(maps) => self.maps = Some(maps),
+            Ok(maps) => (self.maps, self.outdated) = (Some(maps), None),
             Err(error) => {
                 // Half a set would only be in the way. What can't be removed either is found by the next attempt.
                 maps::names().for_each(|name| drop(unpin(&self.pins.map(name))));

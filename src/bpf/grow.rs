@@ -99,7 +99,7 @@ impl Dataplane {
         for program in next.list_programs()? {
             rename(&next.program(program), &pins.program(program))?;
         }
-        self.maps = Maps::open(&pins)?;
+        self.open_maps()?;
         remove_next(&pins)?;
         self.half_grown = false;
         let programs = self.programs()?.into_iter().map(|loaded| (loaded.program, loaded.id)).collect();

@@ -96,6 +96,12 @@ impl Maps {
         Ok(Some(maps))
     }
 
+    /// `meta` alone, whose layout is the same in every version; `None` where it isn't pinned.
+    pub(super) fn open_meta(pins: &Pins) -> Result<Option<Map>> {
+        let spec = SPECS.iter().find(|spec| spec.name == "meta");
+        spec.map_or(Ok(None), |spec| open_one(pins, spec))
+    }
+
     /// Number of slots, and of entries that the hashes hold.
     pub(super) fn capacity(&self) -> u32 {
         let sized = [&self.tunkey2if, &self.if2tunkey, &self.devs, &self.counters];

@@ -36,8 +36,7 @@ use std::path::PathBuf;
 /// A pinned map isn't what this program would have made: another version made it, or somebody else.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} has another layout ({what} {found}, expected {expected}); `tunnel-mesh down` by the version that made it \
-     removes it, and the next pass makes it anew",
+    "{} has another version's layout ({what} {found}, not {expected})",
     path.display()
 )]
 pub struct LayoutMismatch {

@@ -1,11 +1,12 @@
 //! `apply`: one pass, by the daemon where one runs.
 
 use super::show::{plan_text, summary};
-use super::{Exit, Format, Global, exit::Told, paint::Paint, print, print_json};
+use super::{Exit, Format, Global, exit::Told, paint::Paint, print, print_json, refused};
 use crate::files::accepted::Accepted;
+use crate::reconcile::baseline::baseline;
 use crate::reconcile::control::{Answer, Request, ask};
 use crate::reconcile::instance::Lock;
-use crate::reconcile::intent::{Removals, intend};
+use crate::reconcile::intent::{Removals, intend, same_node};
 use crate::reconcile::live::LiveKernel;
 use crate::reconcile::{Reconciler, Report};
 use anyhow::{Result, bail};
@@ -47,6 +48,10 @@ impl ApplyArgs {
         }
         match (answer.report, answer.error) {
             (Some(report), _) => self.tell(global, &report, &answer.held),
+            (None, Some(error)) if error.contains("Operation not permitted") => {
+                eprintln!("error: the daemon failed: {error}");
+                Err(Told(Exit::Denied).into())
+            }
             (None, Some(error)) => bail!("the daemon failed: {error}"),
             (None, None) => bail!("the daemon made no pass"),
         }
@@ -54,11 +59,13 @@ impl ApplyArgs {
 
     async fn apply(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
-        let new = global.load()?;
         let _lock = Lock::take(&paths.pins)?;
+        // Under the lock: of two at a time the later reading must win.
+        let new = global.load()?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         kernel.recover().await?;
-        let accepted = Accepted::load(&paths.state)?;
+        let accepted = baseline(&mut kernel, &paths.state).await?;
+        same_node(accepted.as_ref(), &new, self.allow_deletes).map_err(refused)?;
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });
         Accepted::store(&paths.state, &intent)?;
@@ -87,10 +94,13 @@ impl ApplyArgs {
         for (change, error) in &report.failures {
             eprintln!("error: {change}: {error}");
         }
+        for problem in &report.plan.problems {
+            eprintln!("error: {}: {}", problem.address, problem.what);
+        }
         Ok(if report.failures.iter().any(|(_, e)| e.contains("Operation not permitted")) && !report.changed {
             Exit::Denied
-        } else if !report.converged() {
-            if report.changed { Exit::Partly } else { Exit::Failed }
+        } else if !report.converged() || !report.plan.problems.is_empty() {
+            if report.changed || report.converged() { Exit::Partly } else { Exit::Failed }
         } else if !held.is_empty() {
             Exit::Held
         } else {

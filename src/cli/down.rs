@@ -5,7 +5,7 @@ use crate::files::accepted::Accepted;
 use crate::reconcile::control::{Request, ask};
 use crate::reconcile::instance::Lock;
 use crate::reconcile::live::LiveKernel;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DownArgs {}
@@ -15,16 +15,15 @@ impl DownArgs {
         let paths = global.paths();
         if let Some(answer) = ask(&paths.socket(), &Request::Down).await? {
             if let Some(error) = answer.error {
-                bail!("the daemon could not remove everything: {error}");
+                eprintln!("error: the daemon could not remove everything: {error}");
+                return Ok(Exit::Partly);
             }
             print("Everything was removed; the daemon has ended.\n")?;
             return Ok(Exit::Done);
         }
-        if !paths.pins.exists() {
-            print("Nothing to remove: no pins.\n")?;
-            return Ok(Exit::Done);
-        }
-        let _lock = Lock::take(&paths.pins)?;
+        let pinned = paths.pins.try_exists().with_context(|| format!("look for pins in {}", paths.pins.display()))?;
+        // Without pins nobody else can be at work; devices may be there still.
+        let _lock = if pinned { Some(Lock::take(&paths.pins)?) } else { None };
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         let failures = kernel.remove_everything().await?;
         for failure in &failures {

@@ -1,6 +1,5 @@
 //! Exit codes, and which error means which: the one place that decides.
 
-use crate::bpf::LayoutMismatch;
 use crate::reconcile::instance::LockHeld;
 use std::process::ExitCode;
 
@@ -49,10 +48,10 @@ pub fn classify(error: &anyhow::Error) -> (Exit, Option<String>) {
     if error.downcast_ref::<LockHeld>().is_some() {
         return (Exit::Busy, None);
     }
-    if error.chain().any(|cause| cause.downcast_ref::<LayoutMismatch>().is_some()) {
-        return (Exit::Failed, Some("`tunnel-mesh down` of the version that made the pins removes them".to_owned()));
-    }
-    if crate::reconcile::is_denied(error) {
+    let refused = |c: &(dyn std::error::Error + 'static)| {
+        c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+    };
+    if crate::reconcile::is_denied(error) || error.chain().any(refused) {
         let missing = missing_capabilities();
         let hint = if missing.is_empty() {
             "the kernel or a security module refused it although CAP_BPF and CAP_NET_ADMIN are there".to_owned()

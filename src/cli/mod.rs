@@ -257,6 +257,12 @@ fn run(cli: &Cli) -> Result<Exit> {
     })
 }
 
+/// A topology that is right by itself, and refused here.
+fn refused(why: String) -> anyhow::Error {
+    eprintln!("error: {why}");
+    Told(Exit::Invalid).into()
+}
+
 /// Writes data to stdout in one go.
 fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();

@@ -2,12 +2,12 @@
 
 use super::apply::list;
 use super::show::{plan_text, summary};
-use super::{Exit, Format, Global, paint::Paint, print, print_json};
-use crate::files::accepted::Accepted;
+use super::{Exit, Format, Global, paint::Paint, print, print_json, refused};
 use crate::model::Intent;
 use crate::plan::{FORMAT_VERSION, Plan};
 use crate::reconcile::Reconciler;
-use crate::reconcile::intent::{Removals, intend};
+use crate::reconcile::baseline::baseline;
+use crate::reconcile::intent::{Removals, intend, same_node};
 use crate::reconcile::live::LiveKernel;
 use anyhow::Result;
 use serde::Serialize;
@@ -55,10 +55,11 @@ impl PlanArgs {
     pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
         let new = global.load()?;
-        let accepted = Accepted::load(&paths.state)?;
+        let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        let accepted = baseline(&mut kernel, &paths.state).await?;
         let before = accepted.as_ref().map(|a| &a.desired);
+        same_node(accepted.as_ref(), &new, false).map_err(refused)?;
         let intent = intend(accepted.as_ref(), new, Removals::default());
-        let kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         let (observed, plan) = Reconciler::new(kernel).plan(&intent.desired, before).await?;
         match self.format {
             Format::Json => print_json(&output(&intent, &plan, crate::reconcile::fingerprint(&observed)))?,

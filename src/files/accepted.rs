@@ -33,12 +33,11 @@ impl Accepted {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).with_context(|| format!("read the accepted state {}", path.display())),
         };
-        let accepted: Self = serde_json::from_slice(&text).with_context(|| {
-            format!("understand the accepted state {}; remove it to start from the files alone", path.display())
-        })?;
+        let accepted: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("understand the accepted state {}", path.display()))?;
         if accepted.format_version != FORMAT_VERSION {
             bail!(
-                "the accepted state {} has format {}, this version reads {FORMAT_VERSION}; remove it to start from the files alone",
+                "the accepted state {} has format {}, this version reads {FORMAT_VERSION}",
                 path.display(),
                 accepted.format_version
             );

@@ -6,13 +6,15 @@
 use crate::topology::SourceFile;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
-use std::fs::{File, Metadata};
+use std::fs::{Metadata, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// How often a file that changes while it is read is read again.
 const TRIES: usize = 5;
+/// Largest file, in bytes.
+const SIZE_MAX: u64 = crate::topology::SIZE_MAX as u64;
 /// Deepest directory.
 const DEPTH_MAX: usize = 32;
 
@@ -45,29 +47,31 @@ pub type Listing = Vec<(PathBuf, Stamp)>;
 ///
 /// # Errors
 ///
-/// When one of them is missing or can't be entered, or when there is no topology file at all.
+/// When one of them is missing, can't be entered or holds no topology file: it may be about to be mounted, and nothing
+/// must be deleted for that.
 pub fn list(paths: &[PathBuf]) -> Result<Listing> {
     let mut out = Vec::new();
     for path in paths {
         let metadata = std::fs::metadata(path).with_context(|| {
             format!("look at the topology {}: make the directory, or say --topology DIR", path.display())
         })?;
+        let before = out.len();
         if metadata.is_dir() {
             let mut above = BTreeSet::new();
             walk(path, &metadata, &mut above, &mut out)?;
         } else {
+            check_regular(path, &metadata)?;
             out.push((path.clone(), Stamp::of(&metadata)));
+        }
+        if out.len() == before {
+            bail!(
+                "no *.yaml or *.yml in {}: an empty directory never means \"delete all\"; `tunnel-mesh down` removes everything",
+                path.display()
+            );
         }
     }
     out.sort_by(|a, b| a.0.cmp(&b.0));
     out.dedup_by(|a, b| a.0 == b.0);
-    if out.is_empty() {
-        let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        bail!(
-            "no *.yaml or *.yml in {}: an empty directory never means \"delete all\"; `tunnel-mesh down` removes everything",
-            names.join(", ")
-        );
-    }
     Ok(out)
 }
 
@@ -87,17 +91,29 @@ fn walk(directory: &Path, metadata: &Metadata, above: &mut BTreeSet<(u64, u64)>,
         let is_topology = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
-            // Gone between two calls, or a symlink to nowhere that nobody would read.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_topology => continue,
+            // Gone between two calls. A symlink to nowhere may be a directory that is about to be mounted.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_topology && !path.is_symlink() => continue,
             Err(e) => return Err(e).with_context(|| format!("look at {}", path.display())),
         };
         if metadata.is_dir() {
             walk(&path, &metadata, above, out)?;
         } else if is_topology {
+            check_regular(&path, &metadata)?;
             out.push((path, Stamp::of(&metadata)));
         }
     }
     above.remove(&identity);
+    Ok(())
+}
+
+/// A pipe or a device would never end, or never begin.
+fn check_regular(path: &Path, metadata: &Metadata) -> Result<()> {
+    if !metadata.is_file() {
+        bail!("read {}: it is neither a file nor a directory; remove it", path.display());
+    }
+    if metadata.size() > SIZE_MAX {
+        bail!("read {}: it has {} bytes; a topology file has at most {SIZE_MAX}", path.display(), metadata.size());
+    }
     Ok(())
 }
 
@@ -109,10 +125,13 @@ fn walk(directory: &Path, metadata: &Metadata, above: &mut BTreeSet<(u64, u64)>,
 pub fn read(path: &Path) -> Result<(SourceFile, Stamp)> {
     let what = || format!("read {}", path.display());
     for _ in 0..TRIES {
-        let mut file = File::open(path).with_context(what)?;
-        let before = Stamp::of(&file.metadata().with_context(what)?);
+        // Opening a pipe would wait for somebody to write.
+        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).with_context(what)?;
+        let metadata = file.metadata().with_context(what)?;
+        check_regular(path, &metadata)?;
+        let before = Stamp::of(&metadata);
         let mut text = Vec::with_capacity(before.size as usize);
-        file.read_to_end(&mut text).with_context(what)?;
+        file.by_ref().take(SIZE_MAX + 1).read_to_end(&mut text).with_context(what)?;
         let after = Stamp::of(&file.metadata().with_context(what)?);
         if before == after && text.len() as u64 == after.size {
             return Ok((SourceFile { name: path.display().to_string(), text }, after));
@@ -155,7 +174,34 @@ mod tests {
         let path = dir.path().to_owned();
         assert!(list(std::slice::from_ref(&path)).unwrap_err().to_string().contains("never means"));
         assert!(list(&[path.join("nowhere")]).unwrap_err().to_string().contains("nowhere"));
+        symlink("nowhere", path.join("later")).unwrap();
+        std::fs::write(path.join("a.yaml"), "version: 1").unwrap();
+        assert!(format!("{:#}", list(std::slice::from_ref(&path)).unwrap_err()).contains("later"));
+        std::fs::remove_file(path.join("later")).unwrap();
+        assert_eq!(list(std::slice::from_ref(&path)).unwrap().len(), 1);
+        // Each directory has something, or none is taken.
+        let empty = tempfile::tempdir().unwrap();
+        assert!(list(&[path.clone(), empty.path().to_owned()]).unwrap_err().to_string().contains("never means"));
         symlink(".", path.join("loop")).unwrap();
         assert!(list(&[path]).unwrap_err().to_string().contains("itself"));
+    }
+
+    #[test]
+    fn what_never_ends_or_never_begins_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let refused = |part: &str| {
+            let error = format!("{:#}", list(&[dir.path().to_owned()]).unwrap_err());
+            assert!(error.contains(part), "{error}");
+            let error = format!("{:#}", read(&path).unwrap_err());
+            assert!(error.contains(part), "{error}");
+            std::fs::remove_file(&path).unwrap();
+        };
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        refused("neither a file");
+        symlink("/dev/zero", &path).unwrap();
+        refused("neither a file");
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        refused("at most");
     }
 }

@@ -8,11 +8,11 @@ use notify::event::{EventKind, MetadataKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Quiet time after the last event.
 const QUIET: Duration = Duration::from_millis(20);
@@ -27,8 +27,11 @@ pub struct Watch {
     paths: Vec<PathBuf>,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
+    inside: Arc<Mutex<BTreeSet<PathBuf>>>,
     woken: Arc<Notify>,
     overflows: Arc<AtomicU64>,
+    /// When the first and the last event came that are being gathered.
+    gathered: Option<(Instant, Instant)>,
 }
 
 impl Watch {
@@ -37,7 +40,9 @@ impl Watch {
     pub fn new(paths: &[PathBuf]) -> Self {
         let woken = Arc::new(Notify::new());
         let overflows = Arc::new(AtomicU64::new(0));
+        let inside = Arc::new(Mutex::new(BTreeSet::new()));
         let (wake, overflow) = (Arc::clone(&woken), Arc::clone(&overflows));
+        let (within, named) = (Arc::clone(&inside), paths.to_vec());
         let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
             Ok(event) if event.need_rescan() => {
                 overflow.fetch_add(1, Ordering::Relaxed);
@@ -46,6 +51,8 @@ impl Watch {
             // Our own reading must not wake us.
             Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
             Ok(event) if event.kind == EventKind::Modify(ModifyKind::Metadata(MetadataKind::AccessTime)) => {}
+            // A directory's parent is watched for that directory only.
+            Ok(event) if !event.paths.is_empty() && !event.paths.iter().any(|p| concerns(p, &named, &within)) => {}
             Ok(_) => wake.notify_one(),
             Err(error) => {
                 tracing::warn!("watching the topology: {error}");
@@ -59,7 +66,8 @@ impl Watch {
                 None
             }
         };
-        let mut watch = Self { paths: paths.to_vec(), watcher, watched: BTreeSet::new(), woken, overflows };
+        let watched = BTreeSet::new();
+        let mut watch = Self { paths: paths.to_vec(), watcher, watched, inside, woken, overflows, gathered: None };
         watch.renew();
         watch
     }
@@ -69,19 +77,35 @@ impl Watch {
         self.overflows.load(Ordering::Relaxed)
     }
 
-    /// Resolves when something may have changed.
-    pub async fn changed(&mut self) {
-        self.woken.notified().await;
+    /// Whether events are being gathered, so that it is too early to look.
+    pub fn is_unsettled(&self) -> bool {
+        self.gathered.is_some()
     }
 
-    /// Waits until it is quiet, then watches what is there now: directories may have been replaced.
-    pub async fn settle(&mut self) {
-        let start = Instant::now();
-        while start.elapsed() < LONGEST && timeout(QUIET, self.woken.notified()).await.is_ok() {}
-        while start.elapsed() < LONGEST_GIT && self.paths.iter().any(|p| git_is_writing(p)) {
-            sleep(QUIET).await;
+    /// Resolves when something may have changed and it is quiet again, or has not been for long. May be dropped and
+    /// called again: what was gathered isn't forgotten.
+    pub async fn settled(&mut self) {
+        loop {
+            let Some((first, last)) = self.gathered else {
+                self.woken.notified().await;
+                let now = Instant::now();
+                self.gathered = Some((now, now));
+                continue;
+            };
+            let until = (last + QUIET).min(first + LONGEST).max(last);
+            if timeout_at(until, self.woken.notified()).await.is_ok() {
+                self.gathered = Some((first, Instant::now()));
+            } else if first.elapsed() < LONGEST_GIT && self.paths.iter().any(|p| git_is_writing(p)) {
+                // Looks again after a pause, whether or not an event comes.
+                self.gathered = Some((first, Instant::now()));
+                timeout(QUIET, self.woken.notified()).await.unwrap_or_default();
+            } else {
+                self.gathered = None;
+                // Directories may have been replaced.
+                self.renew();
+                return;
+            }
         }
-        self.renew();
     }
 
     /// Watches every directory that matters and drops those that don't exist any more. A directory that was deleted and
@@ -89,11 +113,12 @@ impl Watch {
     fn renew(&mut self) {
         let Some(watcher) = &mut self.watcher else { return };
         let mut wanted = BTreeSet::new();
+        self.paths.iter().for_each(|path| gather(path, &mut wanted, 0));
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&wanted);
         for path in &self.paths {
             if let Some(parent) = path.parent() {
                 wanted.insert(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() });
             }
-            gather(path, &mut wanted, 0);
         }
         for path in self.watched.iter().filter(|p| !wanted.contains(*p)) {
             drop(watcher.unwatch(path));
@@ -119,6 +144,13 @@ impl Watch {
         }
         self.watched = wanted;
     }
+}
+
+/// Whether an event at that path may change what is read: it is in a directory that is read, or is one that is named.
+fn concerns(path: &Path, named: &[PathBuf], inside: &Mutex<BTreeSet<PathBuf>>) -> bool {
+    let inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_named = || named.iter().any(|n| n == path || (n.file_name().is_some() && n.file_name() == path.file_name()));
+    inside.contains(path) || path.parent().is_some_and(|parent| inside.contains(parent)) || is_named()
 }
 
 /// The directory, those in it, and those where symlinks of files lead.
@@ -150,8 +182,18 @@ fn gather(path: &Path, out: &mut BTreeSet<PathBuf>, depth: usize) {
     }
 }
 
-/// Whether git holds the lock of the worktree that this directory is in.
+/// Whether git holds the lock of the worktree that this directory is in. In a linked worktree `.git` is a file that says
+/// where its own directory is (gitrepository-layout(5)).
 fn git_is_writing(path: &Path) -> bool {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    real.ancestors().any(|p| p.join(".git/index.lock").exists())
+    let Some((top, git)) = real.ancestors().map(|p| (p, p.join(".git"))).find(|(_, git)| git.exists()) else {
+        return false;
+    };
+    let directory = if git.is_file() {
+        let text = std::fs::read_to_string(&git).unwrap_or_default();
+        top.join(text.trim().strip_prefix("gitdir: ").unwrap_or_default())
+    } else {
+        git
+    };
+    directory.join("index.lock").exists()
 }

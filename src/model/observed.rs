@@ -21,6 +21,9 @@ pub struct Observed {
     pub addresses: Vec<Address>,
     /// Our maps; `None` where none are pinned.
     pub maps: Option<MapState>,
+    /// What another version pinned in their place, in words.
+    #[serde(default)]
+    pub outdated_maps: Option<String>,
     /// Our pinned programs.
     pub programs: Vec<LoadedProgram>,
     /// Our attachments, and what stands beside them.

@@ -100,7 +100,12 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
         let capacity = roomy();
         b.operation(Phase::Maps, DATA_PLANE, Step::CreateMaps { capacity });
         let detail = format!("create maps for {} mappings", capacity - FIRST_MAPPING_SLOT);
-        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Create, Reason::Added, detail);
+        // Programs on the old maps go on until each is replaced, which is after the new maps have been filled.
+        let (reason, detail) = match &b.input.observed.outdated_maps {
+            None => (Reason::Added, detail),
+            Some(why) => (Reason::Upgrade, format!("{detail}: {why}; counters start anew")),
+        };
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Create, reason, detail);
     } else if peak > b.live.capacity {
         let (from, to) = (b.live.capacity, roomy().max(b.live.capacity.saturating_mul(2)).min(SLOT_LIMIT));
         b.growing = true;

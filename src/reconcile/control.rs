@@ -9,9 +9,16 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
+/// How long a client may take to send its request or to read its answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Requests that wait for the daemon; more clients wait to be heard.
+const CLIENTS_MAX: usize = 16;
 /// Longest request, in bytes.
 const REQUEST_MAX: u64 = 64 * 1024;
 
@@ -72,27 +79,67 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Reads the request of one client.
-///
-/// # Errors
-///
-/// When the client sends no request within a line of bounded length.
-pub async fn receive(stream: &mut UnixStream) -> Result<Request> {
+/// A request that was received, and whom to answer.
+#[derive(Debug)]
+pub struct Client {
+    /// What it asks.
+    pub request: Request,
+    stream: UnixStream,
+}
+
+/// Accepts clients and reads their requests, each in a task of its own: one that says nothing keeps nobody waiting.
+pub fn clients(listener: UnixListener) -> mpsc::Receiver<Client> {
+    let (sender, receiver) = mpsc::channel(CLIENTS_MAX);
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(greet(stream, sender.clone()))),
+                Err(error) => {
+                    tracing::warn!("accept on the control socket: {error}");
+                    tokio::time::sleep(PATIENCE).await;
+                }
+            }
+        }
+    });
+    receiver
+}
+
+async fn greet(mut stream: UnixStream, sender: mpsc::Sender<Client>) {
+    match tokio::time::timeout(PATIENCE, receive(&mut stream)).await {
+        // The daemon ends: nobody is there to answer.
+        Ok(Ok(request)) => drop(sender.send(Client { request, stream }).await),
+        Ok(Err(error)) => {
+            tracing::warn!("control socket: {error:#}");
+            reply(stream, &Answer { error: Some(format!("{error:#}")), ..Answer::default() }).await;
+        }
+        Err(_) => tracing::debug!("control socket: a client sent no request"),
+    }
+}
+
+async fn receive(stream: &mut UnixStream) -> Result<Request> {
     let mut line = String::new();
     BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line).await.context("read a request")?;
     serde_json::from_str(&line).context("understand a request")
 }
 
-/// Sends the answer.
-///
-/// # Errors
-///
-/// When the client is gone.
-pub async fn reply(stream: &mut UnixStream, answer: &Answer) -> Result<()> {
-    let mut line = serde_json::to_vec(answer).context("write an answer")?;
-    line.push(b'\n');
-    stream.write_all(&line).await.context("send an answer")?;
-    Ok(())
+impl Client {
+    /// Answers, in a task of its own: a client that doesn't read keeps nobody waiting. The task may be waited for.
+    pub fn answer(self, answer: Answer) -> JoinHandle<()> {
+        tokio::spawn(async move { reply(self.stream, &answer).await })
+    }
+}
+
+async fn reply(mut stream: UnixStream, answer: &Answer) {
+    let send = async {
+        let mut line = serde_json::to_vec(answer).context("write an answer")?;
+        line.push(b'\n');
+        stream.write_all(&line).await.context("send an answer")
+    };
+    match tokio::time::timeout(PATIENCE, send).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("control socket: {error:#}"),
+        Err(_) => tracing::debug!("control socket: a client didn't read its answer"),
+    }
 }
 
 /// Asks the daemon of that socket; `None` where none runs.

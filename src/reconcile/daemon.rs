@@ -2,9 +2,10 @@
 //!
 //! Events only set flags; a pass reads everything anew. So an event that is lost costs time, never truth.
 
-use super::control::{self, Answer, Request};
+use super::baseline::baseline;
+use super::control::{self, Answer, Client, Request};
 use super::instance::{Lock, Paths};
-use super::intent::{Cause, intend};
+use super::intent::{Cause, intend, same_node};
 use super::live::LiveKernel;
 use super::loader::Loader;
 use super::progress::Progress;
@@ -16,12 +17,13 @@ use crate::model::{Desired, HookKind, Intent};
 use crate::netlink::{LinkEvent, LinkWatch};
 use anyhow::{Context, Result};
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 /// How long link events are gathered before a pass.
 const LINK_QUIET: Duration = Duration::from_millis(2);
+/// Longest that link events wait after a failed pass.
+const EVENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the directory is looked over, whatever inotify says.
 const RESCAN: Duration = Duration::from_secs(1);
 /// A date that doesn't come.
@@ -52,7 +54,13 @@ pub struct Daemon {
     progress: Progress,
     health: Health,
     next_pass: Instant,
+    /// A pass that failed isn't followed by the next one before, whatever happens.
+    not_before: Instant,
     next_rescan: Instant,
+    /// Pause between signs of life for systemd.
+    beat: Duration,
+    /// What systemd was told last.
+    told: String,
     _lock: Lock,
 }
 
@@ -72,13 +80,7 @@ impl Daemon {
         let lock = Lock::take(&options.paths.pins)?;
         let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
         kernel.recover().await?;
-        let intent = match Accepted::load(&options.paths.state) {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::error!("{error:#}; starting from the files alone");
-                None
-            }
-        };
+        let intent = baseline(&mut kernel, &options.paths.state).await?;
         let now = Instant::now();
         Ok(Self {
             options,
@@ -90,7 +92,10 @@ impl Daemon {
             progress: Progress::default(),
             health: Health { running: true, pid: Some(std::process::id()), ..Health::default() },
             next_pass: now,
+            not_before: now,
             next_rescan: now + RESCAN,
+            beat: sd_notify::watchdog_enabled().map_or(NEVER, |period| period / 2),
+            told: String::new(),
             _lock: lock,
         })
     }
@@ -102,15 +107,14 @@ impl Daemon {
     /// When the socket, the watch or the subscription can't be opened.
     pub async fn run(mut self) -> Result<()> {
         crate::private::make(&self.options.paths.run)?;
-        let listener = control::listen(&self.options.paths.socket())?;
+        let mut clients = control::clients(control::listen(&self.options.paths.socket())?);
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
         let mut files = Watch::new(self.loader.paths());
         let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
-        let mut next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
+        let mut next_beat = Instant::now() + self.beat;
 
         if self.reread(Cause::Changed).await.is_none() {
             // The last accepted state stays in force although the files are broken.
@@ -131,13 +135,15 @@ impl Daemon {
                         self.pass(None).await;
                     }
                 }
-                client = listener.accept() => match client {
-                    Ok((stream, _)) => if self.serve(stream).await { break End::Down },
-                    Err(error) => tracing::warn!("accept on the control socket: {error}"),
-                },
-                event = links.next(), if subscribed => subscribed = self.link_event(event).await,
-                () = files.changed() => {
-                    files.settle().await;
+                // Before what may come all the time.
+                () = sleep_until(next_beat) => {
+                    notify(&[sd_notify::NotifyState::Watchdog]);
+                    next_beat = Instant::now() + self.beat;
+                }
+                Some(client) = clients.recv() => if self.serve(client).await { break End::Down },
+                () = sleep_until(self.next_pass) => drop(self.pass(None).await),
+                event = links.next(), if subscribed => subscribed = self.link_event(&event),
+                () = files.settled() => {
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
                     if !self.loader.unchanged() {
@@ -146,13 +152,14 @@ impl Daemon {
                     }
                 }
                 () = sleep_until(self.next_rescan) => {
-                    self.rescan().await;
+                    // A second's look finds what inotify doesn't show; while git writes, it is too early for both.
+                    if !files.is_unsettled() {
+                        self.rescan().await;
+                    }
                     self.next_rescan = Instant::now() + RESCAN;
-                }
-                () = sleep_until(self.next_pass) => drop(self.pass(None).await),
-                () = sleep_until(next_beat) => {
-                    notify(&[sd_notify::NotifyState::Watchdog]);
-                    next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
+                    if !subscribed {
+                        subscribed = self.subscribe(&mut links).await;
+                    }
                 }
             }
             self.health.watch_overflows = files.overflows();
@@ -168,20 +175,37 @@ impl Daemon {
         Ok(())
     }
 
+    /// Subscribes to links again. Returns whether that worked.
+    async fn subscribe(&mut self, links: &mut LinkWatch) -> bool {
+        match LinkWatch::open().await {
+            Ok(anew) => {
+                *links = anew;
+                // Whatever happened meanwhile.
+                self.next_pass = Instant::now();
+                true
+            }
+            Err(error) => {
+                tracing::debug!("{error:#}");
+                false
+            }
+        }
+    }
+
     /// Returns whether the subscription goes on.
-    async fn link_event(&mut self, event: LinkEvent) -> bool {
-        match &event {
+    fn link_event(&mut self, event: &LinkEvent) -> bool {
+        match event {
             LinkEvent::Changed => {}
             LinkEvent::Overrun => {
                 self.health.netlink_overruns += 1;
                 tracing::warn!("netlink overrun: reading everything anew");
             }
             LinkEvent::Closed => {
-                tracing::error!("the netlink subscription ended; passes go on every {:?}", self.options.interval);
+                tracing::error!("the netlink subscription ended; trying to subscribe again");
             }
         }
         // Gathered, not answered one by one: a thousand links may be on their way.
-        self.next_pass = self.next_pass.min(Instant::now() + LINK_QUIET);
+        // And a pass that fails may make events of its own, to which the answer mustn't be the next one at once.
+        self.next_pass = self.next_pass.min((Instant::now() + LINK_QUIET).max(self.not_before));
         !matches!(event, LinkEvent::Closed)
     }
 
@@ -218,6 +242,14 @@ impl Daemon {
                 return false;
             }
         };
+        let allow = matches!(cause, Cause::Asked { allow_deletes: true });
+        if let Err(error) = same_node(self.intent.as_ref(), &new, allow) {
+            if self.config_error.is_none() {
+                tracing::error!("{error}");
+            }
+            self.config_error = Some(error);
+            return false;
+        }
         self.config_error = None;
         let intent = intend(self.intent.as_ref(), new, cause.removals(self.loader.steady()));
         if self.intent.as_ref() == Some(&intent) {
@@ -250,9 +282,10 @@ impl Daemon {
         self.next_pass = Instant::now() + self.options.interval;
         let intent = self.intent.as_ref()?;
         let before = before.unwrap_or(&intent.desired);
-        let result = self.reconciler.pass(&intent.desired, Some(before)).await;
+        let result = beating(self.beat, self.reconciler.pass(&intent.desired, Some(before))).await;
         if let Some(pause) = self.progress.note(&result) {
             self.next_pass = Instant::now() + pause;
+            self.not_before = Instant::now() + pause.min(EVENT_PAUSE_MAX);
         }
         match result {
             Ok(report) => {
@@ -267,18 +300,8 @@ impl Daemon {
     }
 
     /// Serves one client. Returns whether the daemon is to end.
-    async fn serve(&mut self, mut stream: UnixStream) -> bool {
-        let request = match tokio::time::timeout(RESCAN, control::receive(&mut stream)).await {
-            Ok(Ok(request)) => request,
-            Ok(Err(error)) => {
-                tracing::warn!("control socket: {error:#}");
-                let answer = Answer { error: Some(format!("{error:#}")), ..Answer::default() };
-                drop(control::reply(&mut stream, &answer).await);
-                return false;
-            }
-            Err(_) => return false,
-        };
-        let (answer, end) = match request {
+    async fn serve(&mut self, client: Client) -> bool {
+        let (answer, end) = match client.request {
             Request::Apply { allow_deletes } => (self.serve_apply(allow_deletes).await, false),
             Request::Status => (self.serve_status().await, false),
             Request::Down => match self.reconciler.kernel().remove_everything().await {
@@ -296,8 +319,9 @@ impl Daemon {
         {
             tracing::warn!("{error:#}");
         }
-        if let Err(error) = control::reply(&mut stream, &answer).await {
-            tracing::debug!("control socket: {error:#}");
+        let sent = client.answer(answer);
+        if end {
+            drop(sent.await);
         }
         end
     }
@@ -329,7 +353,7 @@ impl Daemon {
         Ok(status)
     }
 
-    fn tell_systemd(&self) {
+    fn tell_systemd(&mut self) {
         let line = match (&self.intent, &self.config_error) {
             (_, Some(error)) => format!("topology not accepted: {}", error.lines().next().unwrap_or("")),
             (None, None) => "waiting for a topology".to_owned(),
@@ -340,7 +364,21 @@ impl Daemon {
                 intent.held.len()
             ),
         };
-        notify(&[sd_notify::NotifyState::Status(&line)]);
+        if self.told != line {
+            notify(&[sd_notify::NotifyState::Status(&line)]);
+            self.told = line;
+        }
+    }
+}
+
+/// Does something that may take long, and tells the watchdog meanwhile that it goes on.
+async fn beating<T>(beat: Duration, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            () = tokio::time::sleep(beat) => notify(&[sd_notify::NotifyState::Watchdog]),
+        }
     }
 }
 
@@ -377,6 +415,7 @@ pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option
     Ok(Status::of(super::status::Sources {
         accepted: intent.map(|i| &i.desired),
         held: intent.map_or(&nothing, |i| &i.held),
+        delayed: intent.map_or(&nothing, |i| &i.delayed),
         observed: &observed,
         plan: intent.is_some().then_some(&plan),
         traffic: &traffic,

@@ -40,6 +40,21 @@ impl Cause {
     }
 }
 
+/// A host that takes itself for another node (it was renamed, say) would give up its own mappings for that node's.
+///
+/// # Errors
+///
+/// What happened and how to allow it, unless it is allowed.
+pub fn same_node(before: Option<&Intent>, new: &Desired, allow: bool) -> Result<(), String> {
+    match (before.and_then(|b| b.desired.node.as_ref()), &new.node) {
+        (Some(was), Some(now)) if was != now && !allow => Err(format!(
+            "this host was node {was} and would now be {now}: say --node {was}, or `tunnel-mesh apply --allow-deletes` if it \
+             is meant"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Compares the files' new state with what is in force.
 ///
 /// What is held stays held until the files have it again or somebody allows it: it must not slip through because other
@@ -54,14 +69,17 @@ pub fn intend(before: Option<&Intent>, new: Desired, removals: Removals) -> Inte
     let verdict = removed(&judged);
     let fresh: BTreeSet<String> = verdict.removed.into_iter().collect();
 
+    // Who allows deletions has seen what is held, and nothing else; what came since is judged by itself. Where nothing was
+    // held, what goes now is what is meant.
     let (mut held, mut delayed) = (BTreeSet::new(), BTreeSet::new());
+    let all_allowed = removals.allow && still_held.is_empty();
     if !removals.allow {
         held = still_held;
-        if verdict.held {
-            held.extend(fresh);
-        } else if removals.delay {
-            delayed = fresh;
-        }
+    }
+    if verdict.held && !all_allowed {
+        held.extend(fresh);
+    } else if removals.delay && !removals.allow {
+        delayed = fresh;
     }
     let kept: BTreeSet<String> = held.union(&delayed).cloned().collect();
     if kept.is_empty() {

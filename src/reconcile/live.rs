@@ -5,7 +5,7 @@ use super::status::{Traffic, UnknownKey as SeenKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
 use crate::netlink::Netlink;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -101,7 +101,12 @@ impl LiveKernel {
             let conf = observed.maps.as_ref().and_then(|m| m.conf.get(&index));
             conf.map_or_else(|| format!("tunnel index {index}"), |c| c.name.clone())
         };
-        let unknown = self.dataplane.unknown()?.into_iter().map(|seen| SeenKey {
+        let mapped = |key: &TunKey| {
+            let entries = observed.maps.iter().flat_map(|m| &m.tunkey2if);
+            entries.into_iter().any(|(mapped, _)| mapped == key)
+        };
+        // What was mapped meanwhile is unknown no longer.
+        let unknown = self.dataplane.unknown()?.into_iter().filter(|seen| !mapped(&seen.key)).map(|seen| SeenKey {
             tunnel: name(seen.key.tunnel),
             id: seen.key.id,
             remote: seen.key.remote,
@@ -151,6 +156,11 @@ impl LiveKernel {
                 failures.extend(self.netlink.delete(bridge.ifindex).await.err());
             }
         }
+        if !failures.is_empty() {
+            // A device that stands without its program would feed the host's own stack.
+            failures.push(anyhow!("the programs stay where they are, as some devices do; try again"));
+            return Ok(failures);
+        }
         for attachment in observed.attachments.iter().filter(|a| a.kind == HookKind::Clsact) {
             let gone = self.netlink.clsact_detach(attachment.ifindex, attachment.direction).await;
             failures.extend(gone.err().filter(|e| !crate::netlink::is_gone(e)));
@@ -189,7 +199,18 @@ impl Kernel for LiveKernel {
         }
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
         let instance = self.instance.clone();
-        Ok(Observed { instance, netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
+        let outdated_maps = self.dataplane.outdated().map(str::to_owned);
+        Ok(Observed {
+            instance,
+            netns_cookie: self.cookie,
+            features,
+            links,
+            addresses,
+            maps,
+            outdated_maps,
+            programs,
+            attachments,
+        })
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {

@@ -4,6 +4,7 @@
 //! event, a file event, the clock, a signal, a request on the socket) leads to the same pass, never to a path of its own.
 
 pub mod apply;
+pub mod baseline;
 pub mod control;
 pub mod daemon;
 pub mod hold;

@@ -183,7 +183,7 @@ pub struct Status {
     /// Revision of the accepted topology; absent where none was ever accepted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub revision: Option<String>,
-    /// Whether all of the accepted topology is in force: nothing held, drifted or waiting to be applied.
+    /// Whether all of the accepted topology is in force: nothing held, about to be removed, drifted or waiting to be applied.
     pub in_force: bool,
     /// Why the topology directory was not accepted, if it wasn't.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -213,6 +213,8 @@ pub struct Sources<'a> {
     pub accepted: Option<&'a Desired>,
     /// Interfaces whose removal is held.
     pub held: &'a BTreeSet<String>,
+    /// Interfaces whose removal waits for one more look.
+    pub delayed: &'a BTreeSet<String>,
     /// The live state.
     pub observed: &'a Observed,
     /// What a pass would do now.
@@ -226,7 +228,7 @@ pub struct Sources<'a> {
 impl Status {
     /// Puts the sources together.
     pub fn of(sources: Sources<'_>) -> Self {
-        let Sources { accepted, held, observed, plan, traffic, unknown } = sources;
+        let Sources { accepted, held, delayed, observed, plan, traffic, unknown } = sources;
         let empty = Desired::default();
         let desired = accepted.unwrap_or(&empty);
         let pending: BTreeMap<&str, &str> =
@@ -329,6 +331,7 @@ impl Status {
             revision: accepted.map(|a| a.revision.clone()),
             in_force: accepted.is_some()
                 && held.is_empty()
+                && delayed.is_empty()
                 && plan.is_some_and(|p| p.is_empty() && p.problems.is_empty()),
             config_error: None,
             errors: Vec::new(),

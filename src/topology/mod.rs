@@ -3,6 +3,7 @@
 //! `parse` reads one file, `merge` makes one topology of many, `Topology::compile` derives one node's state. The rule:
 //! pure code only, and every error at once, each at its file, line and column.
 
+pub mod adopt;
 mod compile;
 mod diagnostic;
 mod document;
@@ -16,6 +17,7 @@ pub use compile::{NodeChoice, port_name};
 pub use diagnostic::{Diagnostic, Place, nearest};
 pub use merge::{Topology, merge};
 pub use parse::{ParsedFile, parse};
+pub(crate) use tree::SIZE_MAX;
 
 /// A file's name, as it is to be shown, and its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

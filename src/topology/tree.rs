@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 /// Largest file, in bytes.
-pub(super) const SIZE_MAX: usize = 16 << 20;
+pub(crate) const SIZE_MAX: usize = 16 << 20;
 /// Deepest nesting. libyaml's time is quadratic in nested flow sequences, so it is counted before parsing.
 const DEPTH_MAX: usize = 64;
 /// Most nodes that a document may have once its aliases are followed.

@@ -74,6 +74,31 @@ fn restarts(hook: &str) -> u64 {
         assert!(before.keys().eq(after.keys()), "{before:?}\n{after:?}");
         assert!(before.iter().all(|(hook, program)| after[hook] != *program), "every program is replaced");
     }
+    // A release whose maps have another layout: what is pinned is made anew beside what runs.
+    for n in 0..2 {
+        let daemon = pair.daemons[n].take().unwrap();
+        if n == 0 {
+            daemon.kill()
+        } else {
+            assert_eq!(daemon.stop(), Some(0))
+        }
+        let host = &pair.hosts[n];
+        let entries = mapped(host);
+        let pin = host.pin("if2tunkey");
+        std::fs::remove_file(&pin).unwrap();
+        let smaller = ["type", "hash", "key", "4", "value", "8", "entries", "512", "name", "if2tunkey"];
+        super::run("bpftool", &[&["map", "create", pin.to_str().unwrap()], &smaller[..]].concat());
+        let plan = host.expect(0, &["plan"]);
+        assert!(plan.contains("another version's layout"), "{plan}");
+        flow();
+        pair.restart(n);
+        flow();
+        let mut after = mapped(&pair.hosts[n]);
+        let mut entries = entries;
+        entries.sort_unstable();
+        after.sort_unstable();
+        assert_eq!(after, entries);
+    }
     // A reload and an edit that doesn't concern these mappings lose nothing, either.
     pair.daemons[0].as_ref().unwrap().signal(Signal::HUP);
     write_atomically(
