@@ -297,10 +297,7 @@ fn attached(ns: &str, dp: &Dataplane) -> Vec<(u32, Direction, Option<u32>, u32)>
 }
 
 #[test]
-fn attachments_are_pinned_taken_over_and_replaced_in_place() {
-    if !uses_tcx() {
-        return;
-    }
+fn tcx_attachments_are_pinned_taken_over_and_replaced_in_place() {
     let mut lab = Lab::new();
     let (ns, mut dp) = bare(&mut lab, 128);
     let dir = dp.pin_dir().to_owned();
@@ -335,10 +332,7 @@ fn attachments_are_pinned_taken_over_and_replaced_in_place() {
 }
 
 #[test]
-fn a_defunct_attachment_is_made_anew() {
-    if !uses_tcx() {
-        return;
-    }
+fn a_defunct_tcx_attachment_is_made_anew() {
     let mut lab = Lab::new();
     let (ns, mut dp) = bare(&mut lab, 128);
     let elsewhere = lab.namespace("elsewhere");
@@ -364,10 +358,7 @@ fn a_defunct_attachment_is_made_anew() {
 }
 
 #[test]
-fn a_foreign_program_before_ours_is_overtaken_without_a_gap() {
-    if !uses_tcx() {
-        return;
-    }
+fn a_foreign_tcx_program_before_ours_is_overtaken_without_a_gap() {
     let mut lab = Lab::new();
     let (a, _b) = wired(&mut lab);
     let dir = a.dp.pin_dir().to_owned();

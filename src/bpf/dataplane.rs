@@ -35,7 +35,7 @@ impl Dataplane {
     /// what runs on the old ones.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// [`LayoutMismatch`] where something else than our maps is pinned under their names.
     pub fn open(pin_dir: &Path) -> Result<Self> {
         let pins = Pins::new(pin_dir);
         let half_grown = pins.commit_mark().exists();
@@ -47,7 +47,10 @@ impl Dataplane {
     /// Opens the maps that are pinned now.
     pub(super) fn open_maps(&mut self) -> Result<()> {
         (self.maps, self.outdated) = match Maps::open(&self.pins) {
-            Err(error) if error.is::<LayoutMismatch>() => (None, Some(format!("{error:#}"))),
+            // Only what has our `meta` beside it is ours to make anew.
+            Err(error) if error.is::<LayoutMismatch>() && matches!(Maps::open_meta(&self.pins), Ok(Some(_))) => {
+                (None, Some(format!("{error:#}")))
+            }
             maps => (maps?, None),
         };
         Ok(())

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 /// A pinned map isn't what this program would have made: another version made it, or somebody else.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} has another version's layout ({what} {found}, not {expected})",
+    "{} has another layout ({what} {found}, not {expected})",
     path.display()
 )]
 pub struct LayoutMismatch {

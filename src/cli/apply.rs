@@ -59,17 +59,23 @@ impl ApplyArgs {
 
     async fn apply(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
+        let mut loader = global.loader();
+        global.accept(loader.load())?;
         let _lock = Lock::take(&paths.pins)?;
-        // Under the lock: of two at a time the later reading must win.
-        let new = global.load()?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         kernel.recover().await?;
         let accepted = baseline(&mut kernel, &paths.state).await?;
+        accepted.iter().for_each(|a| loader.remember(&a.desired));
+        // Again under the lock, which costs nothing: of two at a time the later reading must win.
+        let new = global.accept(loader.load())?;
         same_node(accepted.as_ref(), &new, self.allow_deletes).map_err(refused)?;
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });
         Accepted::store(&paths.state, &intent)?;
         let report = Reconciler::new(kernel).pass(&intent.desired, before).await?;
+        for directory in [&paths.pins, &paths.state] {
+            crate::private::give_to_owner(directory)?;
+        }
         self.tell(global, &report, &intent.held)
     }
 

@@ -25,6 +25,10 @@ impl DownArgs {
         // Without pins nobody else can be at work; devices may be there still.
         let _lock = if pinned { Some(Lock::take(&paths.pins)?) } else { None };
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        if !pinned && !kernel.has_devices().await? {
+            print("Nothing to remove: no pins.\n")?;
+            return Ok(Exit::Done);
+        }
         let failures = kernel.remove_everything().await?;
         for failure in &failures {
             tracing::error!("{failure:#}");

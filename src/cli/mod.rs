@@ -15,7 +15,7 @@ mod validate;
 
 use crate::model::{Desired, HookKind};
 use crate::reconcile::instance::Paths;
-use crate::reconcile::loader::Loader;
+use crate::reconcile::loader::{Loader, Rejected};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
@@ -162,9 +162,9 @@ impl Global {
         Loader::new(self.topology.clone(), self.node.as_deref())
     }
 
-    /// Reads the topology; what is wrong with it is told in full.
-    fn load(&self) -> Result<Desired> {
-        self.loader().load().map_err(|rejected| {
+    /// Tells in full why a topology isn't accepted.
+    fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
+        loaded.map_err(|rejected| {
             eprint!("{}", rejected.text(self.colored(std::io::stderr().is_terminal())));
             Told(Exit::Invalid).into()
         })

@@ -54,9 +54,12 @@ struct Guard<'a> {
 impl PlanArgs {
     pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
-        let new = global.load()?;
+        let mut loader = global.loader();
+        global.accept(loader.load())?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         let accepted = baseline(&mut kernel, &paths.state).await?;
+        accepted.iter().for_each(|a| loader.remember(&a.desired));
+        let new = global.accept(loader.load())?;
         let before = accepted.as_ref().map(|a| &a.desired);
         same_node(accepted.as_ref(), &new, false).map_err(refused)?;
         let intent = intend(accepted.as_ref(), new, Removals::default());

@@ -76,11 +76,14 @@ impl Daemon {
     /// # Errors
     ///
     /// When another writer runs, privileges are missing, or the pins belong elsewhere.
-    pub async fn start(options: Options, loader: Loader) -> Result<Self> {
+    pub async fn start(options: Options, mut loader: Loader) -> Result<Self> {
         let lock = Lock::take(&options.paths.pins)?;
         let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
         kernel.recover().await?;
         let intent = baseline(&mut kernel, &options.paths.state).await?;
+        if let Some(intent) = &intent {
+            loader.remember(&intent.desired);
+        }
         let now = Instant::now();
         Ok(Self {
             options,

@@ -131,6 +131,16 @@ impl LiveKernel {
         Ok(())
     }
 
+    /// Whether there are devices that we made.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub async fn has_devices(&self) -> Result<bool> {
+        let links = self.netlink.links().await?;
+        Ok(links.iter().any(|l| self.instance.made(l.alias.as_deref()).is_some()))
+    }
+
     /// Detaches, unpins and deletes everything that is ours, going on after failures.
     ///
     /// # Errors

@@ -4,9 +4,9 @@ use crate::files::read::{self, Listing, Stamp};
 use crate::model::Desired;
 use crate::topology::render::{Form, render};
 use crate::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, merge, parse};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Reads the topology for one node.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct Loader {
     seen: Option<Result<Listing, String>>,
     /// Whether the last load found what the one before it had found.
     steady: bool,
+    /// Directories of which something was accepted.
+    had: BTreeSet<PathBuf>,
 }
 
 /// Why the topology was not accepted.
@@ -66,7 +68,7 @@ impl Loader {
             Some(name) => NodeChoice::Named(name.to_owned()),
             None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
         };
-        Self { paths, node, cache: HashMap::new(), seen: None, steady: false }
+        Self { paths, node, cache: HashMap::new(), seen: None, steady: false, had: BTreeSet::new() }
     }
 
     /// The directories.
@@ -84,6 +86,17 @@ impl Loader {
         self.steady
     }
 
+    /// Takes note of the directories that an accepted state came from: one of several that is empty all at once, because it
+    /// isn't mounted yet, say, doesn't mean that what it had is to be deleted.
+    pub fn remember(&mut self, accepted: &Desired) {
+        let mappings = accepted.mappings.values().map(|m| &m.origin);
+        let tunnels = accepted.tunnels.values().map(|t| &t.origin);
+        for origin in mappings.chain(tunnels) {
+            let from = |path: &&PathBuf| Path::new(&origin.file).starts_with(path);
+            self.had.extend(self.paths.iter().find(from).cloned());
+        }
+    }
+
     /// Reads, parses what changed, merges and compiles.
     ///
     /// # Errors
@@ -98,6 +111,14 @@ impl Loader {
         self.steady = self.seen == seen;
         self.seen = seen;
         let listing = listing.map_err(Rejected::Unreadable)?;
+        let gone = |had: &&PathBuf| !listing.iter().any(|(file, _)| file.starts_with(had));
+        if let Some(path) = self.had.iter().find(gone) {
+            return Err(Rejected::Unreadable(anyhow::anyhow!(
+                "no *.yaml or *.yml in {} any more: an empty directory never means \"delete all\"; put a file there that \
+                 says `version: 1` if it is meant",
+                path.display()
+            )));
+        }
         let known: std::collections::HashSet<&PathBuf> = listing.iter().map(|(p, _)| p).collect();
         self.cache.retain(|path, _| known.contains(path));
         for (path, stamp) in &listing {
@@ -113,9 +134,11 @@ impl Loader {
         }
         let files = listing.iter().filter_map(|(path, _)| self.cache.get(path)).map(|(_, parsed)| parsed);
         let compiled = merge(files).and_then(|topology| topology.compile(&self.node));
-        compiled.map_err(|diagnostics| {
+        let accepted = compiled.map_err(|diagnostics| {
             let sources = listing.iter().filter_map(|(path, _)| read::read(path).ok()).map(|(file, _)| file).collect();
             Rejected::Invalid { diagnostics, sources }
-        })
+        })?;
+        self.remember(&accepted);
+        Ok(accepted)
     }
 }
