@@ -134,8 +134,10 @@ impl MemoryKernel {
             Batch::Attach { program, ifindex, direction, kind } => {
                 let loaded = self.state.programs.iter().find(|p| p.program == *program).map(|p| p.id);
                 let id = loaded.with_context(|| format!("{program:?} isn't loaded"))?;
-                self.link(*ifindex)?;
                 let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
+                // A defunct one is unpinned first, and then there may be nothing to attach to.
+                self.state.attachments.retain(|a| !same(a) || a.program.is_some());
+                self.link(*ifindex)?;
                 self.state.attachments.retain(|a| !same(a));
                 let (kind, ifindex, direction) = (*kind, *ifindex, *direction);
                 let attachment = Attachment { kind, ifindex, direction, program: Some(id), position: 0 };

@@ -176,13 +176,12 @@ impl MemoryKernel {
 
     /// Notes what the data plane does now, where somebody wants to know.
     fn moment(&mut self) {
-        if self.moments.is_some() {
-            let now = self.wire();
-            let moments = self.moments.as_mut().unwrap();
-            if moments.last() != Some(&now) {
-                moments.push(now);
-            }
+        let Some(mut moments) = self.moments.take() else { return };
+        let now = self.wire();
+        if moments.last() != Some(&now) {
+            moments.push(now);
         }
+        self.moments = Some(moments);
     }
 }
 
