@@ -6,7 +6,7 @@ use crate::bpf::Dataplane;
 use crate::model::*;
 use crate::netlink::Netlink;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -241,8 +241,10 @@ fn clsact_candidates(links: &[Link], maps: Option<&MapState>, hook: HookKind) ->
     if hook == HookKind::Clsact {
         return links.iter().map(|l| l.ifindex).collect();
     }
-    let known: BTreeMap<u32, ()> = links.iter().map(|l| (l.ifindex, ())).collect();
+    let known: BTreeSet<u32> = links.iter().map(|l| l.ifindex).collect();
     let conf = maps.iter().flat_map(|m| m.conf.values().map(|c| c.ifindex));
     let mapped = maps.iter().flat_map(|m| m.if2tunkey.iter().map(|(i, _)| *i));
-    conf.chain(mapped).filter(|i| known.contains_key(i)).collect()
+    // Once each, or a filter would be told twice.
+    let candidates: BTreeSet<u32> = conf.chain(mapped).filter(|i| known.contains(i)).collect();
+    candidates.into_iter().collect()
 }

@@ -116,7 +116,13 @@ impl MemoryKernel {
                     put("devs", &mut self.maps()?.devs, u32::MAX, *slot, *ifindex)?;
                 }
             }
-            Batch::ClearDevs(list) => self.maps()?.devs.retain(|(s, _)| !list.contains(s)),
+            Batch::ClearDevs(list) => {
+                let maps = self.maps()?;
+                for slot in list {
+                    ensure!(*slot < maps.capacity, refusal(libc::EINVAL, "delete from devs"));
+                    maps.devs.retain(|(s, _)| s != slot);
+                }
+            }
             Batch::SetTunkeys(list) => {
                 for (key, value) in list {
                     let maps = self.maps()?;
@@ -260,6 +266,7 @@ impl MemoryKernel {
         if let LinkChange::Master { bridge: Some(bridge) } = change {
             let is_bridge = self.link(*bridge)?.kind == "bridge";
             ensure!(is_bridge, refusal(libc::EOPNOTSUPP, "join the bridge"));
+            ensure!(self.link(ifindex)?.kind != "bridge", refusal(libc::ELOOP, "join the bridge"));
         }
         let link = self.link(ifindex)?;
         match change {
