@@ -6,7 +6,8 @@
 mod faulty;
 mod memory;
 
-use faulty::{Dice, FaultyKernel};
+use faulty::FaultyKernel;
+use faulty::dice::Dice;
 use memory::block;
 use memory::topology::{Choice, INTERFACES, can_hold, desired, device, fresh_kernel, hook, in_force, meaning};
 use memory::wire::{Fate, Packet, number};

@@ -3,12 +3,12 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "faulty/mod.rs"]
-mod faulty;
+#[path = "faulty/dice.rs"]
+mod dice;
 mod live;
 mod memory;
 
-use faulty::Dice;
+use dice::Dice;
 use live::Place;
 use memory::MemoryKernel;
 use memory::topology::{BRIDGE, INTERFACES, PORTS, TUNNELS, port_of};
@@ -327,7 +327,7 @@ fn trace(seed: u64) -> [usize; 4] {
 #[test]
 fn kernel_trace_of_random_batches_is_the_same_in_memory() {
     let mut refused = [0; 4];
-    for seed in 1..=40 {
+    for seed in 1..=3 {
         eprintln!("trace {seed}");
         refused.iter_mut().zip(trace(seed)).for_each(|(all, some)| *all += some);
     }

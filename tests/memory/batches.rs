@@ -268,6 +268,11 @@ impl MemoryKernel {
             ensure!(is_bridge, refusal(libc::EOPNOTSUPP, "join the bridge"));
             ensure!(self.link(ifindex)?.kind != "bridge", refusal(libc::ELOOP, "join the bridge"));
         }
+        if let LinkChange::Altname(name) = change {
+            self.link(ifindex)?;
+            let taken = |l: &Link| l.ifindex != ifindex && (l.name == *name || l.altnames.contains(name));
+            ensure!(!self.state.links.iter().any(taken), refusal(libc::EEXIST, "give it the alternative name"));
+        }
         let link = self.link(ifindex)?;
         match change {
             LinkChange::Up => link.up = true,
