@@ -143,7 +143,7 @@ fn schedule(seed: u64) -> [u64; 5] {
         let goal = desired(&next, 1 + dice.below(2) as u8, dice.below(3) as u8);
         choices = Some(next);
         run.reconciler.kernel().rate = [5, 15, 40][dice.below(3)];
-        for _ in 0..1 + dice.below(3) {
+        for _ in 0..1 + usize::from(dice.percent(40)) {
             drop(run.pass(&from, &goal));
             from.clone_from(&goal);
             if dice.percent(30) {

@@ -32,6 +32,15 @@ pub fn singles(batch: &Batch) -> Vec<Batch> {
     }
 }
 
+/// Whether a write can change what becomes of a packet.
+fn matters(single: &Batch) -> bool {
+    match single {
+        Batch::CreateMaps(_) | Batch::LoadProgram(_) | Batch::UnloadProgram(_) | Batch::ResetCounters(_) => false,
+        Batch::ChangeLink(_, change) => matches!(change, LinkChange::Up | LinkChange::Down),
+        _ => true,
+    }
+}
+
 /// Inserts or overwrites in a sorted list of limited length.
 fn put<K: Ord + Copy, V>(map: &'static str, list: &mut Vec<(K, V)>, limit: u32, key: K, value: V) -> Result<()> {
     match list.binary_search_by_key(&key, |(k, _)| *k) {
@@ -66,7 +75,9 @@ impl MemoryKernel {
                 }
                 Err(error) => return Err(error),
             }
-            self.moment();
+            if matters(single) {
+                self.moment();
+            }
         }
         Ok(outcome)
     }
