@@ -156,13 +156,6 @@ impl MemoryKernel {
         } else {
             seen.programs.iter_mut().for_each(|p| p.current = false);
         }
-        if seen.features.hook_kind == HookKind::Tcx {
-            // Filters are looked for where an entry leads.
-            let maps = self.state.maps.iter();
-            let devices = maps.clone().flat_map(|m| m.conf.values().map(|c| c.ifindex));
-            let known: Vec<u32> = devices.chain(maps.flat_map(|m| m.if2tunkey.iter().map(|(i, _)| *i))).collect();
-            seen.attachments.retain(|a| a.kind == HookKind::Tcx || known.contains(&a.ifindex));
-        }
         seen.programs.sort_by_key(|p| p.program);
         seen.attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
         seen
