@@ -252,6 +252,34 @@ fn schedules_of_files_that_change_under_the_readers_hands() {
     assert!(happened.iter().all(|n| *n > SCHEDULES / 20), "refused, gone, unsaved, held: {happened:?}");
 }
 
+/// A damaged record of what was accepted is told until another one is in its place, and is never taken for an empty one.
+#[test]
+fn a_damaged_accepted_state_is_told_until_it_is_replaced() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, state) = (root.path().join("topology"), root.path().join("state"));
+    fs::create_dir(&dir).unwrap();
+    let open = || Acceptance::open(Loader::new(vec![dir.clone()], None), state.clone());
+    let content = Content::from([(1, 1), (2, 2)]);
+    fs::write(path(&dir, 0), text(0, &content)).unwrap();
+    assert!(open().read(Cause::Changed));
+    let whole = fs::read(state.join("accepted.json")).unwrap();
+    for length in [0, 1, whole.len() / 2, whole.len() - 1] {
+        fs::write(state.join("accepted.json"), &whole[..length]).unwrap();
+        fs::write(path(&dir, 0), "mappings: [").unwrap();
+        let mut acceptance = open();
+        assert!(acceptance.unsaved().unwrap().contains("accepted.json"));
+        assert!(!acceptance.read(Cause::Changed));
+        assert_eq!((acceptance.due(), acceptance.intent()), (None, None));
+        assert!(acceptance.unsaved().is_some() && acceptance.config_error().is_some());
+
+        fs::write(path(&dir, 0), text(0, &content)).unwrap();
+        assert_eq!(acceptance.due(), Some(Cause::Changed));
+        assert!(acceptance.read(Cause::Changed));
+        assert_eq!((acceptance.unsaved(), acceptance.config_error()), (None, None));
+        assert_eq!(Accepted::load(&state).unwrap().as_ref(), acceptance.intent());
+    }
+}
+
 /// A file system whose clock stands still: every version of a file of one length has the same stamp.
 struct Frozen {
     text: RefCell<String>,

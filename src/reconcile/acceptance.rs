@@ -24,11 +24,14 @@ pub struct Acceptance<D = Files> {
 impl<D: Disk> Acceptance<D> {
     /// Goes on from the state accepted before, if there is one.
     pub fn open(loader: Loader<D>, state: PathBuf) -> Self {
-        let intent = Accepted::load(&state).unwrap_or_else(|error| {
-            tracing::error!("{error:#}; starting from the files alone");
-            None
-        });
-        Self { loader, state, intent, config_error: None, unsaved: None }
+        let (intent, unsaved) = match Accepted::load(&state) {
+            Ok(intent) => (intent, None),
+            Err(error) => {
+                tracing::error!("{error:#}; starting from the files alone");
+                (None, Some(format!("{error:#}")))
+            }
+        };
+        Self { loader, state, intent, config_error: None, unsaved }
     }
 
     /// What is in force, or to be.

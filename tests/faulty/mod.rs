@@ -105,7 +105,15 @@ impl FaultyKernel {
         let what = format!("{batch:?}").chars().take(20).collect::<String>();
         match self.dice.below(8) {
             0 => MapFull { map: "tunkey2if", capacity: 64 }.into(),
-            1 => DeviceGone { ifindex: 11 }.into(),
+            1 => match batch {
+                // It says so because it is so.
+                Batch::Attach { ifindex, .. } | Batch::Detach { ifindex, .. } | Batch::ChangeLink(ifindex, _) => {
+                    self.disturbed = true;
+                    self.inner.remove_link(*ifindex);
+                    DeviceGone { ifindex: *ifindex }.into()
+                }
+                _ => refusal(libc::ENODEV, &what),
+            },
             2 => refusal(libc::EPERM, &what),
             3 => refusal(libc::EBUSY, &what),
             4 => refusal(libc::ENOSPC, &what),
@@ -231,10 +239,9 @@ impl Kernel for FaultyKernel {
                 Batch::GrowMaps(_) => 2 + self.inner.state.attachments.len(),
                 other => singles(other).len(),
             };
-            let limit = self.dice.below(length + 1);
-            let done = self.inner.execute_part(batch, limit);
             let error = self.error(batch);
-            done.and(Err(error))
+            let limit = if error.is::<DeviceGone>() { 0 } else { self.dice.below(length + 1) };
+            self.inner.execute_part(batch, limit).and(Err(error))
         } else {
             self.inner.execute(batch).await
         };
