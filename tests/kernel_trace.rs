@@ -327,7 +327,9 @@ fn trace(seed: u64) -> [usize; 4] {
 #[test]
 fn kernel_trace_of_random_batches_is_the_same_in_memory() {
     let mut refused = [0; 4];
-    for seed in 1..=3 {
+    // Emulated machines do less of everything.
+    let traces = if std::env::var_os("TUNNEL_MESH_SLOW").is_some() { 1 } else { 3 };
+    for seed in 1..=traces {
         eprintln!("trace {seed}");
         refused.iter_mut().zip(trace(seed)).for_each(|(all, some)| *all += some);
     }
