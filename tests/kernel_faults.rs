@@ -82,6 +82,30 @@ fn kernel_maps_that_are_unpinned_meanwhile_are_pinned_again_before_a_program_is_
     });
 }
 
+/// A run on clsact was cut short: its filter stands where no entry leads. The next one, on TCX where there is TCX, finds
+/// and removes it.
+#[test]
+fn kernel_a_filter_that_was_left_behind_is_found_without_an_entry() {
+    let place = Place::new();
+    place.block_on(|| async {
+        let goal = desired(&[mapped(0, 0, 0)], 1, 0);
+        let mut first = Reconciler::new(place.kernel_on(Some(HookKind::Clsact)).await);
+        assert!(first.pass(&goal, None).await.unwrap().converged());
+        let ifindex = first.kernel().observe(false).await.unwrap().link("eth7").unwrap().ifindex;
+        let (program, direction, kind) = (Program::HandleEgress, Direction::Egress, HookKind::Clsact);
+        first.kernel().execute(&Batch::Attach { program, ifindex, direction, kind }).await.unwrap();
+        drop(first);
+
+        let mut second = Reconciler::new(place.kernel_on(None).await);
+        let seen = second.kernel().observe(false).await.unwrap();
+        assert!(seen.attachments.iter().any(|a| a.ifindex == ifindex), "{:?}", seen.attachments);
+        assert!(second.pass(&goal, Some(&goal)).await.unwrap().converged());
+        let seen = second.kernel().observe(false).await.unwrap();
+        assert!(seen.attachments.iter().all(|a| a.kind == seen.features.hook_kind && a.ifindex != ifindex));
+        check(&place, &mut second, &goal).await;
+    });
+}
+
 /// A link that goes between the look and the write costs its own change only, and the same pass settles it.
 #[test]
 fn kernel_a_link_that_goes_during_a_pass_is_settled_by_that_pass() {

@@ -89,7 +89,12 @@ impl Place {
     /// The kernel, seen from within the namespace; on clsact where that is asked for.
     pub async fn kernel(&self) -> LiveKernel {
         let clsact = std::env::var("TUNNEL_MESH_HOOK").is_ok_and(|hook| hook == "clsact");
-        LiveKernel::open(&self.pins, clsact.then_some(HookKind::Clsact)).await.unwrap()
+        self.kernel_on(clsact.then_some(HookKind::Clsact)).await
+    }
+
+    /// As [`Place::kernel`], with that hook; none: whatever there is.
+    pub async fn kernel_on(&self, hook: Option<HookKind>) -> LiveKernel {
+        LiveKernel::open(&self.pins, hook).await.unwrap()
     }
 }
 
