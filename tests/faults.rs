@@ -6,7 +6,8 @@
 mod faulty;
 mod memory;
 
-use faulty::{Dice, FaultyKernel};
+use faulty::FaultyKernel;
+use faulty::dice::Dice;
 use memory::block;
 use memory::topology::{Choice, INTERFACES, can_hold, desired, device, fresh_kernel, hook, in_force, meaning};
 use memory::wire::{Fate, Packet, number};
@@ -143,7 +144,12 @@ fn schedule(seed: u64) -> [u64; 5] {
         let goal = desired(&next, 1 + dice.below(2) as u8, dice.below(3) as u8);
         choices = Some(next);
         run.reconciler.kernel().rate = [5, 15, 40][dice.below(3)];
-        for _ in 0..1 + dice.below(3) {
+        if dice.percent(15) {
+            // Restarted with another --hook.
+            let kind = &mut run.reconciler.kernel().inner.state.features.hook_kind;
+            *kind = if *kind == HookKind::Tcx { HookKind::Clsact } else { HookKind::Tcx };
+        }
+        for _ in 0..1 + usize::from(dice.percent(40)) {
             drop(run.pass(&from, &goal));
             from.clone_from(&goal);
             if dice.percent(30) {

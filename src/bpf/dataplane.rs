@@ -240,6 +240,8 @@ impl Dataplane {
     /// Returns its id. What runs of the old one goes on until its attachment is updated.
     pub fn load(&mut self, program: Program) -> Result<u32> {
         let maps = self.writable_maps()?;
+        // A map whose pin somebody removed would be made anew, and the program run on another one than we write to.
+        maps.restore_pins(&self.pins)?;
         pin_program(&self.pins, maps, program)
     }
 

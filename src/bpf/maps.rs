@@ -102,6 +102,18 @@ impl Maps {
         spec.map_or(Ok(None), |spec| open_one(pins, spec))
     }
 
+    /// Pins again what somebody unpinned while we hold it.
+    pub(super) fn restore_pins(&self, pins: &Pins) -> Result<()> {
+        let all = [&self.conf, &self.tunkey2if, &self.if2tunkey, &self.devs, &self.counters, &self.unknown, &self.meta];
+        for map in all {
+            let path = pins.map(map.name);
+            if !path.exists() {
+                sys::pin(map.fd.as_fd(), &path).with_context(|| format!("pin {} again", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Number of slots, and of entries that the hashes hold.
     pub(super) fn capacity(&self) -> u32 {
         let sized = [&self.tunkey2if, &self.if2tunkey, &self.devs, &self.counters];

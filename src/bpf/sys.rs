@@ -277,6 +277,11 @@ impl MapFd {
         Ok(Self { fd, info, value_len })
     }
 
+    /// The descriptor.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     fn element(&self, key: Option<&[u8]>) -> io::Result<ElementAttr> {
         match key {
             Some(key) if key.len() != self.key_len() => Err(invalid_length()),

@@ -10,6 +10,7 @@ use std::fs::{Metadata, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// How often a file that changes while it is read is read again.
 const TRIES: usize = 5;
@@ -40,8 +41,57 @@ impl Stamp {
     }
 }
 
+/// Longest that a file system's clock stands still: within one tick a file may change and keep its stamp.
+const TICK: Duration = Duration::from_millis(10);
+
+impl Stamp {
+    /// Whether the file may still change without its stamp showing it: it was written this very moment.
+    pub fn is_fresh(&self, now: SystemTime) -> bool {
+        let (seconds, nanoseconds) = self.modified.max(self.changed);
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else { return false };
+        let written = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        now.duration_since(written).is_ok_and(|age| age < TICK)
+    }
+}
+
 /// What a directory holds, without reading it: the names and stamps of its files.
 pub type Listing = Vec<(PathBuf, Stamp)>;
+
+/// Where topology files are read from; tests put one in between that changes under the reader's hands.
+pub trait Disk {
+    /// Lists the topology files of these directories (or files), sorted.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is missing or can't be entered, or when there is no topology file at all.
+    fn list(&self, paths: &[PathBuf]) -> Result<Listing>;
+
+    /// Reads one file, with the stamp of what was read.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read, or goes on changing.
+    fn read(&self, path: &Path) -> Result<(SourceFile, Stamp)>;
+
+    /// The time, for comparing with stamps.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// The file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Files;
+
+impl Disk for Files {
+    fn list(&self, paths: &[PathBuf]) -> Result<Listing> {
+        list(paths)
+    }
+
+    fn read(&self, path: &Path) -> Result<(SourceFile, Stamp)> {
+        read(path)
+    }
+}
 
 /// Lists the topology files of these directories (or files), sorted.
 ///
@@ -122,13 +172,19 @@ fn check_regular(path: &Path, metadata: &Metadata) -> Result<()> {
 ///
 /// When it can't be read, or goes on changing.
 pub fn read(path: &Path) -> Result<(SourceFile, Stamp)> {
+    read_while(path, |_| {})
+}
+
+/// As [`read`]; says before each look at the content that now somebody could change it.
+fn read_while(path: &Path, mut meanwhile: impl FnMut(usize)) -> Result<(SourceFile, Stamp)> {
     let what = || format!("read {}", path.display());
-    for _ in 0..TRIES {
+    for attempt in 0..TRIES {
         // Opening a pipe would wait for somebody to write.
         let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).with_context(what)?;
         let metadata = file.metadata().with_context(what)?;
         check_regular(path, &metadata)?;
         let before = Stamp::of(&metadata);
+        meanwhile(attempt);
         let mut text = Vec::with_capacity(before.size as usize);
         file.by_ref().take(SIZE_MAX + 1).read_to_end(&mut text).with_context(what)?;
         let after = Stamp::of(&file.metadata().with_context(what)?);
@@ -165,6 +221,48 @@ mod tests {
         let listing = list(&[dir.path().to_owned()]).unwrap();
         assert_eq!(names(&listing), ["a.yaml", "b.yml"]);
         assert_eq!(read(&listing[0].0).unwrap().0.text, b"version: 1");
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let begin = "version: 1\nmappings: [";
+        let write = |text: &str| std::fs::write(&path, text).unwrap();
+        // Truncated and written anew, as a shell's `>` does it.
+        write("old and long enough");
+        let changes = [begin, "version: 1"];
+        let (file, stamp) = read_while(&path, |n| changes.get(n).into_iter().for_each(|text| write(text))).unwrap();
+        assert_eq!(file.text, b"version: 1");
+        assert_eq!(stamp, list(std::slice::from_ref(&path)).unwrap()[0].1);
+        // One that never stops is an error, with the remedy.
+        let error = read_while(&path, |n| write(&"x".repeat(n + 1))).unwrap_err();
+        assert!(error.to_string().contains("rename it into place"), "{error:#}");
+        // Replaced or removed meanwhile: what was opened is whole, and its stamp tells that it is the old one.
+        let other = dir.path().join("b");
+        write("whole");
+        std::fs::write(&other, "new").unwrap();
+        let (file, stamp) = read_while(&path, |n| {
+            if n == 0 {
+                std::fs::rename(&other, &path).unwrap()
+            }
+        })
+        .unwrap();
+        let now = list(std::slice::from_ref(&path)).unwrap()[0].1.clone();
+        assert!((file.text.as_slice() == b"new") == (stamp == now), "{stamp:?} {now:?}");
+        // Truncated, then gone.
+        let gone = |n| if n == 0 { write("") } else { std::fs::remove_file(&path).unwrap() };
+        let error = read_while(&path, gone);
+        assert!(error.is_err() || error.unwrap().0.text.is_empty());
+    }
+
+    #[test]
+    fn a_stamp_is_fresh_for_a_tick() {
+        let at = |milliseconds| SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds);
+        let stamp = Stamp { device: 1, inode: 2, size: 3, modified: (4, 0), changed: (5, 500_000_000) };
+        let fresh = [5_499, 5_500, 5_509, 5_510, 60_000].map(|now| stamp.is_fresh(at(now)));
+        // One from the future comes from another clock and says nothing.
+        assert_eq!(fresh, [false, true, true, false, false]);
     }
 
     #[test]

@@ -117,10 +117,8 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if wanted_here && right_kind {
             continue;
         }
-        // Where TCX is in use, a filter is looked for only where an entry leads: it goes before its entry does.
-        let hidden_soon = attachment.kind == HookKind::Clsact && kind == HookKind::Tcx && !wanted_here;
         let link = b.input.observed.link_by_index(attachment.ifindex);
-        if left_behind(attachment) && !wanted_here && !hidden_soon {
+        if left_behind(attachment) && !wanted_here {
             // Nobody is to be heard there any more, but until it is detached nothing may reach the host's stack:
             // handle_egress drops what has no entry.
             let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
@@ -135,10 +133,13 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
         // Of the same change as its link, if that goes: where the link can't be deleted, the program stays.
         let doomed = b.deleted_links.get(&attachment.ifindex).cloned();
-        let address = doomed.or_else(|| owner_of(b, attachment.ifindex)).unwrap_or_else(|| link.to_string());
+        // And where one of the other kind takes over, of the change that attaches that one: no gap if it can't.
         let direction = attachment.direction;
+        let here = wanted.iter().find(|w| w.1.ifindex == Some(attachment.ifindex) && w.2 == direction);
+        let address = here.map(|w| w.4.clone()).or(doomed).or_else(|| owner_of(b, attachment.ifindex));
+        let address = address.unwrap_or_else(|| link.to_string());
         let replaced = wanted_here && left_behind(attachment);
-        let phase = if hidden_soon || replaced { Phase::Programs } else { Phase::Detach };
+        let phase = if replaced { Phase::Programs } else { Phase::Detach };
         b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
         let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
         note_detach(b, object, &address, format!("detach from {link} {direction}"));

@@ -2,16 +2,16 @@
 //!
 //! Events only set flags; a pass reads everything anew. So an event that is lost costs time, never truth.
 
+use super::acceptance::Acceptance;
 use super::baseline::baseline;
 use super::control::{self, Answer, Client, Request};
 use super::instance::{Lock, Paths};
-use super::intent::{Cause, intend, same_node};
+use super::intent::Cause;
 use super::live::LiveKernel;
 use super::loader::Loader;
 use super::progress::Progress;
 use super::status::{Daemon as Health, Status};
 use super::{Reconciler, Report};
-use crate::files::accepted::Accepted;
 use crate::files::watch::Watch;
 use crate::model::{Desired, HookKind, Intent};
 use crate::netlink::{LinkEvent, LinkWatch};
@@ -43,14 +43,8 @@ pub struct Options {
 /// A running daemon.
 pub struct Daemon {
     options: Options,
-    loader: Loader,
     reconciler: Reconciler<LiveKernel>,
-    /// What is in force, or to be.
-    intent: Option<Intent>,
-    /// Why the files were not accepted.
-    config_error: Option<String>,
-    /// Why the accepted state is not on disk, where it should be.
-    unsaved: Option<String>,
+    acceptance: Acceptance,
     progress: Progress,
     health: Health,
     next_pass: Instant,
@@ -76,22 +70,17 @@ impl Daemon {
     /// # Errors
     ///
     /// When another writer runs, privileges are missing, or the pins belong elsewhere.
-    pub async fn start(options: Options, mut loader: Loader) -> Result<Self> {
+    pub async fn start(options: Options, loader: Loader) -> Result<Self> {
         let lock = Lock::take(&options.paths.pins)?;
         let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
         kernel.recover().await?;
-        let intent = baseline(&mut kernel, &options.paths.state).await?;
-        if let Some(intent) = &intent {
-            loader.remember(&intent.desired);
-        }
+        let before = baseline(&mut kernel, &options.paths.state).await?;
+        let acceptance = Acceptance::open(loader, options.paths.state.clone(), before);
         let now = Instant::now();
         Ok(Self {
             options,
-            loader,
             reconciler: Reconciler::new(kernel),
-            intent,
-            config_error: None,
-            unsaved: None,
+            acceptance,
             progress: Progress::default(),
             health: Health { running: true, pid: Some(std::process::id()), ..Health::default() },
             next_pass: now,
@@ -113,7 +102,7 @@ impl Daemon {
         let mut clients = control::clients(control::listen(&self.options.paths.socket())?);
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
-        let mut files = Watch::new(self.loader.paths());
+        let mut files = Watch::new(self.acceptance.loader().paths());
         let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -149,7 +138,7 @@ impl Daemon {
                 () = files.settled() => {
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
-                    if !self.loader.unchanged() {
+                    if !self.acceptance.unchanged() {
                         self.reread(Cause::Changed).await;
                         self.next_rescan = Instant::now() + RESCAN;
                     }
@@ -214,76 +203,22 @@ impl Daemon {
 
     /// Looks the directory over: what inotify doesn't show, and the confirmation that removals wait for.
     async fn rescan(&mut self) {
-        if self.unsaved.is_some() {
-            self.save();
-        }
-        if !self.loader.unchanged() {
-            self.reread(Cause::Changed).await;
-        } else if self.intent.as_ref().is_some_and(|i| !i.delayed.is_empty()) {
-            self.reread(Cause::Confirm).await;
+        if let Some(cause) = self.acceptance.due() {
+            self.reread(cause).await;
         }
     }
 
     async fn reread(&mut self, cause: Cause) -> Option<Report> {
-        let before = self.intent.as_ref().map(|i| i.desired.clone()).unwrap_or_default();
-        if !self.read_files(cause) {
+        let before = self.acceptance.intent().map(|i| i.desired.clone()).unwrap_or_default();
+        if !self.acceptance.read(cause) {
             return None;
         }
         self.pass(Some(&before)).await
     }
 
-    /// Takes the files' state over, if it is valid. Returns whether it was.
-    fn read_files(&mut self, cause: Cause) -> bool {
-        let new = match self.loader.load() {
-            Ok(new) => new,
-            Err(rejected) => {
-                let text = rejected.to_string();
-                if self.config_error.as_deref() != Some(text.as_str()) {
-                    tracing::error!("topology not accepted, the last accepted one stays in force:\n{text}");
-                }
-                self.config_error = Some(text);
-                return false;
-            }
-        };
-        let allow = matches!(cause, Cause::Asked { allow_deletes: true });
-        if let Err(error) = same_node(self.intent.as_ref(), &new, allow) {
-            if self.config_error.is_none() {
-                tracing::error!("{error}");
-            }
-            self.config_error = Some(error);
-            return false;
-        }
-        self.config_error = None;
-        let intent = intend(self.intent.as_ref(), new, cause.removals(self.loader.steady()));
-        if self.intent.as_ref() == Some(&intent) {
-            return true;
-        }
-        if !intent.held.is_empty() && self.intent.as_ref().is_none_or(|i| i.held != intent.held) {
-            tracing::warn!(
-                count = intent.held.len(),
-                "deletions held: the files remove too many mappings at once; `tunnel-mesh apply --allow-deletes` releases them"
-            );
-        }
-        tracing::info!(revision = %intent.desired.revision, mappings = intent.desired.mappings.len(), "topology accepted");
-        self.intent = Some(intent);
-        self.save();
-        true
-    }
-
-    /// Puts the accepted state on disk. Until that succeeds, `status` says why, and each rescan tries again: a restart
-    /// with broken files would bring back what was accepted before.
-    fn save(&mut self) {
-        let Some(intent) = &self.intent else { return };
-        let failure = Accepted::store(&self.options.paths.state, intent).err().map(|error| format!("{error:#}"));
-        if let Some(text) = failure.as_ref().filter(|text| self.unsaved.as_ref() != Some(text)) {
-            tracing::error!("{text}");
-        }
-        self.unsaved = failure;
-    }
-
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
         self.next_pass = Instant::now() + self.options.interval;
-        let intent = self.intent.as_ref()?;
+        let intent = self.acceptance.intent()?;
         let before = before.unwrap_or(&intent.desired);
         let result = beating(self.beat, self.reconciler.pass(&intent.desired, Some(before))).await;
         if let Some(pause) = self.progress.note(&result) {
@@ -318,7 +253,7 @@ impl Daemon {
         };
         if end
             && answer.error.is_none()
-            && let Err(error) = Accepted::forget(&self.options.paths.state)
+            && let Err(error) = self.acceptance.forget()
         {
             tracing::warn!("{error:#}");
         }
@@ -331,9 +266,9 @@ impl Daemon {
 
     async fn serve_apply(&mut self, allow: bool) -> Answer {
         let report = self.reread(Cause::Asked { allow_deletes: allow }).await;
-        let held = self.intent.as_ref().map(|i| i.held.clone()).unwrap_or_default();
-        if let Some(config_error) = &self.config_error {
-            return Answer { config_error: Some(config_error.clone()), held, ..Answer::default() };
+        let held = self.acceptance.intent().map(|i| i.held.clone()).unwrap_or_default();
+        if let Some(config_error) = self.acceptance.config_error() {
+            return Answer { config_error: Some(config_error.to_owned()), held, ..Answer::default() };
         }
         let error = report.is_none().then(|| self.progress.errors.join("\n"));
         Answer { report, held, error, ..Answer::default() }
@@ -347,17 +282,18 @@ impl Daemon {
     }
 
     async fn status(&mut self) -> Result<Status> {
-        let mut status = read_status(&mut self.reconciler, self.intent.as_ref()).await?;
+        let mut status = read_status(&mut self.reconciler, self.acceptance.intent()).await?;
         let Progress { passes, failed_passes, operations, .. } = self.progress;
         status.daemon = Health { passes, failed_passes, operations, ..self.health.clone() };
-        status.config_error.clone_from(&self.config_error);
-        status.errors = self.unsaved.iter().chain(&self.progress.errors).cloned().collect();
-        status.in_force &= self.config_error.is_none() && status.errors.is_empty();
+        status.config_error = self.acceptance.config_error().map(str::to_owned);
+        let unsaved = self.acceptance.unsaved().map(str::to_owned);
+        status.errors = unsaved.into_iter().chain(self.progress.errors.iter().cloned()).collect();
+        status.in_force &= status.config_error.is_none() && status.errors.is_empty();
         Ok(status)
     }
 
     fn tell_systemd(&mut self) {
-        let line = match (&self.intent, &self.config_error) {
+        let line = match (self.acceptance.intent(), self.acceptance.config_error()) {
             (_, Some(error)) => format!("topology not accepted: {}", error.lines().next().unwrap_or("")),
             (None, None) => "waiting for a topology".to_owned(),
             (Some(intent), None) => format!(

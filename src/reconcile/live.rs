@@ -6,7 +6,7 @@ use crate::bpf::Dataplane;
 use crate::model::*;
 use crate::netlink::Netlink;
 use anyhow::{Context, Result, anyhow, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,8 @@ pub struct LiveKernel {
     dataplane: Dataplane,
     hook_kind: HookKind,
     port_kind: Option<PortKind>,
+    /// Links that have a filter of ours although TCX is in use; unknown before the first look.
+    filtered: Option<BTreeSet<u32>>,
     cookie: u64,
     pins: PathBuf,
 }
@@ -66,6 +68,7 @@ impl LiveKernel {
             dataplane,
             hook_kind,
             port_kind: None,
+            filtered: None,
             cookie: crate::bpf::netns_cookie()?,
             pins: pins.to_owned(),
         };
@@ -184,6 +187,7 @@ impl LiveKernel {
             HookKind::Tcx => self.dataplane.tcx_attach(program, ifindex, direction),
             HookKind::Clsact => {
                 let fd = self.dataplane.program_fd(program)?;
+                self.filtered.get_or_insert_default().insert(ifindex);
                 self.netlink.clsact_attach(ifindex, direction, fd.as_fd(), program.name()).await
             }
         }
@@ -203,10 +207,16 @@ impl Kernel for LiveKernel {
         let maps = self.dataplane.observe()?;
         let programs = self.dataplane.programs()?;
         let mut attachments = self.dataplane.tcx_attachments()?;
-        if maps.is_some() || self.hook_kind == HookKind::Clsact {
-            let candidates = clsact_candidates(&links, maps.as_ref(), self.hook_kind);
-            attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
-        }
+        // Where TCX is in use, filters of ours are from before this process: after the first look they only get fewer.
+        let candidates: BTreeSet<u32> = match &self.filtered {
+            Some(known) if self.hook_kind == HookKind::Tcx => {
+                known.iter().copied().filter(|i| links.iter().any(|l| l.ifindex == *i)).collect()
+            }
+            _ => links.iter().map(|l| l.ifindex).collect(),
+        };
+        let filters = self.netlink.clsact_attachments(&candidates.into_iter().collect::<Vec<_>>()).await?;
+        self.filtered = Some(filters.iter().map(|a| a.ifindex).collect());
+        attachments.extend(filters);
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
         let instance = self.instance.clone();
         let outdated_maps = self.dataplane.outdated().map(str::to_owned);
@@ -283,15 +293,4 @@ impl Kernel for LiveKernel {
         crate::bpf::grace_period();
         Ok(())
     }
-}
-
-/// Links on which a clsact filter of ours may be: in TCX mode only those that are mapped, which costs nothing to ask.
-fn clsact_candidates(links: &[Link], maps: Option<&MapState>, hook: HookKind) -> Vec<u32> {
-    if hook == HookKind::Clsact {
-        return links.iter().map(|l| l.ifindex).collect();
-    }
-    let known: BTreeMap<u32, ()> = links.iter().map(|l| (l.ifindex, ())).collect();
-    let conf = maps.iter().flat_map(|m| m.conf.values().map(|c| c.ifindex));
-    let mapped = maps.iter().flat_map(|m| m.if2tunkey.iter().map(|(i, _)| *i));
-    conf.chain(mapped).filter(|i| known.contains_key(i)).collect()
 }

@@ -1,6 +1,6 @@
 //! From the topology directory to the desired state, with what is unchanged read and parsed only once.
 
-use crate::files::read::{self, Listing, Stamp};
+use crate::files::read::{Disk, Files, Listing, Stamp};
 use crate::model::Desired;
 use crate::topology::render::{Form, render};
 use crate::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, merge, parse};
@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 /// Reads the topology for one node.
 #[derive(Debug)]
-pub struct Loader {
+pub struct Loader<D = Files> {
+    disk: D,
     paths: Vec<PathBuf>,
     node: NodeChoice,
-    cache: HashMap<PathBuf, (Stamp, ParsedFile)>,
+    /// Without a stamp: must be read again.
+    cache: HashMap<PathBuf, (Option<Stamp>, ParsedFile)>,
     /// What the last look found: files, or why there are none.
     seen: Option<Result<Listing, String>>,
     /// Whether the last load found what the one before it had found.
@@ -64,11 +66,23 @@ impl Rejected {
 impl Loader {
     /// A loader for these directories; without a node's name the host name decides.
     pub fn new(paths: Vec<PathBuf>, node: Option<&str>) -> Self {
+        Self::with_disk(Files, paths, node)
+    }
+}
+
+impl<D: Disk> Loader<D> {
+    /// As [`Loader::new`], from somewhere else.
+    pub fn with_disk(disk: D, paths: Vec<PathBuf>, node: Option<&str>) -> Self {
         let node = match node {
             Some(name) => NodeChoice::Named(name.to_owned()),
             None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
         };
-        Self { paths, node, cache: HashMap::new(), seen: None, steady: false, had: BTreeSet::new() }
+        Self { disk, paths, node, cache: HashMap::new(), seen: None, steady: false, had: BTreeSet::new() }
+    }
+
+    /// Where it reads from.
+    pub fn disk(&self) -> &D {
+        &self.disk
     }
 
     /// The directories.
@@ -78,7 +92,7 @@ impl Loader {
 
     /// Whether the directories look as they did at the last [`Loader::load`], errors included.
     pub fn unchanged(&self) -> bool {
-        self.seen.as_ref() == Some(&read::list(&self.paths).map_err(|e| format!("{e:#}")))
+        self.seen.as_ref() == Some(&self.disk.list(&self.paths).map_err(|e| format!("{e:#}")))
     }
 
     /// Whether the last [`Loader::load`] found what the one before it had found, and read nothing anew.
@@ -103,7 +117,7 @@ impl Loader {
     ///
     /// [`Rejected`]: nothing of a topology with an error is taken over.
     pub fn load(&mut self) -> Result<Desired, Rejected> {
-        let listing = read::list(&self.paths);
+        let listing = self.disk.list(&self.paths);
         let seen = Some(match &listing {
             Ok(files) => Ok(files.clone()),
             Err(error) => Err(format!("{error:#}")),
@@ -122,20 +136,26 @@ impl Loader {
         let known: std::collections::HashSet<&PathBuf> = listing.iter().map(|(p, _)| p).collect();
         self.cache.retain(|path, _| known.contains(path));
         for (path, stamp) in &listing {
-            if self.cache.get(path).is_some_and(|(cached, _)| cached == stamp) {
+            if self.cache.get(path).is_some_and(|(cached, _)| cached.as_ref() == Some(stamp)) {
                 continue;
             }
-            let (file, stamp) = read::read(path).map_err(|error| {
+            let (file, stamp) = self.disk.read(path).map_err(|error| {
                 self.seen = None;
                 Rejected::Unreadable(error)
             })?;
             self.steady = false;
-            self.cache.insert(path.clone(), (stamp, parse(&file)));
+            // It may have changed since, in the same tick of its clock: the next look reads it again.
+            let settled = !stamp.is_fresh(self.disk.now());
+            if !settled {
+                self.seen = None;
+            }
+            self.cache.insert(path.clone(), (settled.then_some(stamp), parse(&file)));
         }
         let files = listing.iter().filter_map(|(path, _)| self.cache.get(path)).map(|(_, parsed)| parsed);
         let compiled = merge(files).and_then(|topology| topology.compile(&self.node));
         let accepted = compiled.map_err(|diagnostics| {
-            let sources = listing.iter().filter_map(|(path, _)| read::read(path).ok()).map(|(file, _)| file).collect();
+            let sources =
+                listing.iter().filter_map(|(path, _)| self.disk.read(path).ok()).map(|(file, _)| file).collect();
             Rejected::Invalid { diagnostics, sources }
         })?;
         self.remember(&accepted);

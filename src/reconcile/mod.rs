@@ -3,6 +3,7 @@
 //! A *pass* makes the live state equal to the accepted one and verifies it. The rule: everything that happens (a link
 //! event, a file event, the clock, a signal, a request on the socket) leads to the same pass, never to a path of its own.
 
+pub mod acceptance;
 pub mod apply;
 pub mod baseline;
 pub mod control;

@@ -5,38 +5,17 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod dice;
+
 use crate::memory::MemoryKernel;
 use crate::memory::batches::{refusal, singles};
 use crate::memory::topology::{INTERFACES, TUNNELS, device, meaning, port_of, possible};
 use crate::memory::wire::Wire;
+use dice::Dice;
 use std::collections::BTreeSet;
 use tunnel_mesh::bpf::{DeviceGone, MapFull};
 use tunnel_mesh::model::*;
 use tunnel_mesh::reconcile::kernel::{Batch, Kernel, Outcome};
-
-/// Random numbers (SplitMix64).
-#[derive(Debug, Clone)]
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below the limit.
-    pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-
-    /// True so many times in a hundred.
-    pub fn percent(&mut self, chance: u32) -> bool {
-        self.next() % 100 < u64::from(chance)
-    }
-}
 
 /// The kernel.
 #[derive(Debug)]
@@ -52,7 +31,7 @@ pub struct FaultyKernel {
     /// Faults so far, by kind.
     pub faults: [u64; 5],
     before: Wire,
-    on_the_way: (Vec<Desired>, Vec<Wire>),
+    on_the_way: Vec<Desired>,
     will: Wire,
     /// As of which change of the links those are.
     as_of: Option<u64>,
@@ -74,7 +53,7 @@ impl FaultyKernel {
             wrong: Vec::new(),
             faults: [0; 5],
             before: Wire::default(),
-            on_the_way: (Vec::new(), Vec::new()),
+            on_the_way: Vec::new(),
             will: Wire::default(),
             as_of: None,
             disturbed: false,
@@ -87,7 +66,7 @@ impl FaultyKernel {
     pub fn begin(&mut self, on_the_way: &[Desired], goal: &Desired) {
         self.goal = goal.clone();
         self.before = self.inner.wire();
-        self.on_the_way.0 = on_the_way.to_vec();
+        self.on_the_way = on_the_way.to_vec();
         self.as_of = None;
         self.disturbed = false;
     }
@@ -126,7 +105,15 @@ impl FaultyKernel {
         let what = format!("{batch:?}").chars().take(20).collect::<String>();
         match self.dice.below(8) {
             0 => MapFull { map: "tunkey2if", capacity: 64 }.into(),
-            1 => DeviceGone { ifindex: 11 }.into(),
+            1 => match batch {
+                // It says so because it is so.
+                Batch::Attach { ifindex, .. } | Batch::Detach { ifindex, .. } | Batch::ChangeLink(ifindex, _) => {
+                    self.disturbed = true;
+                    self.inner.remove_link(*ifindex);
+                    DeviceGone { ifindex: *ifindex }.into()
+                }
+                _ => refusal(libc::ENODEV, &what),
+            },
             2 => refusal(libc::EPERM, &what),
             3 => refusal(libc::EBUSY, &what),
             4 => refusal(libc::ENOSPC, &what),
@@ -217,12 +204,15 @@ impl FaultyKernel {
         }
         if self.as_of != Some(self.inner.links_changed) {
             self.will = meaning(&self.goal, &self.inner.state, &self.inner.state);
-            self.on_the_way.1 =
-                self.on_the_way.0.iter().map(|from| meaning(from, &self.inner.state, &self.inner.state)).collect();
             self.as_of = Some(self.inner.links_changed);
         }
         for moment in moments {
-            if let Err(wrong) = moment.check(&self.before, &self.on_the_way.1, &self.will, !self.disturbed) {
+            if moment.check(&self.before, &[], &self.will, !self.disturbed).is_ok() {
+                continue;
+            }
+            let on_the_way: Vec<Wire> =
+                self.on_the_way.iter().map(|from| meaning(from, &self.inner.state, &self.inner.state)).collect();
+            if let Err(wrong) = moment.check(&self.before, &on_the_way, &self.will, !self.disturbed) {
                 self.wrong.push(format!("{wrong}\nafter {batch:?}"));
             }
         }
@@ -250,10 +240,9 @@ impl Kernel for FaultyKernel {
                 Batch::GrowMaps(_) => 2 + self.inner.state.attachments.len(),
                 other => singles(other).len(),
             };
-            let limit = self.dice.below(length + 1);
-            let done = self.inner.execute_part(batch, limit);
             let error = self.error(batch);
-            done.and(Err(error))
+            let limit = if error.is::<DeviceGone>() { 0 } else { self.dice.below(length + 1) };
+            self.inner.execute_part(batch, limit).and(Err(error))
         } else {
             self.inner.execute(batch).await
         };

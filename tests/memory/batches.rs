@@ -32,6 +32,15 @@ pub fn singles(batch: &Batch) -> Vec<Batch> {
     }
 }
 
+/// Whether a write can change what becomes of a packet.
+fn matters(single: &Batch) -> bool {
+    match single {
+        Batch::CreateMaps(_) | Batch::LoadProgram(_) | Batch::UnloadProgram(_) | Batch::ResetCounters(_) => false,
+        Batch::ChangeLink(_, change) => matches!(change, LinkChange::Up | LinkChange::Down),
+        _ => true,
+    }
+}
+
 /// Inserts or overwrites in a sorted list of limited length.
 fn put<K: Ord + Copy, V>(map: &'static str, list: &mut Vec<(K, V)>, limit: u32, key: K, value: V) -> Result<()> {
     match list.binary_search_by_key(&key, |(k, _)| *k) {
@@ -66,7 +75,9 @@ impl MemoryKernel {
                 }
                 Err(error) => return Err(error),
             }
-            self.moment();
+            if matters(single) {
+                self.moment();
+            }
         }
         Ok(outcome)
     }
@@ -116,7 +127,13 @@ impl MemoryKernel {
                     put("devs", &mut self.maps()?.devs, u32::MAX, *slot, *ifindex)?;
                 }
             }
-            Batch::ClearDevs(list) => self.maps()?.devs.retain(|(s, _)| !list.contains(s)),
+            Batch::ClearDevs(list) => {
+                let maps = self.maps()?;
+                for slot in list {
+                    ensure!(*slot < maps.capacity, refusal(libc::EINVAL, "delete from devs"));
+                    maps.devs.retain(|(s, _)| s != slot);
+                }
+            }
             Batch::SetTunkeys(list) => {
                 for (key, value) in list {
                     let maps = self.maps()?;
@@ -134,8 +151,10 @@ impl MemoryKernel {
             Batch::Attach { program, ifindex, direction, kind } => {
                 let loaded = self.state.programs.iter().find(|p| p.program == *program).map(|p| p.id);
                 let id = loaded.with_context(|| format!("{program:?} isn't loaded"))?;
-                self.link(*ifindex)?;
                 let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
+                // A defunct one is unpinned first, and then there may be nothing to attach to.
+                self.state.attachments.retain(|a| !same(a) || a.program.is_some());
+                self.link(*ifindex)?;
                 self.state.attachments.retain(|a| !same(a));
                 let (kind, ifindex, direction) = (*kind, *ifindex, *direction);
                 let attachment = Attachment { kind, ifindex, direction, program: Some(id), position: 0 };
@@ -258,6 +277,12 @@ impl MemoryKernel {
         if let LinkChange::Master { bridge: Some(bridge) } = change {
             let is_bridge = self.link(*bridge)?.kind == "bridge";
             ensure!(is_bridge, refusal(libc::EOPNOTSUPP, "join the bridge"));
+            ensure!(self.link(ifindex)?.kind != "bridge", refusal(libc::ELOOP, "join the bridge"));
+        }
+        if let LinkChange::Altname(name) = change {
+            self.link(ifindex)?;
+            let taken = |l: &Link| l.ifindex != ifindex && (l.name == *name || l.altnames.contains(name));
+            ensure!(!self.state.links.iter().any(taken), refusal(libc::EEXIST, "give it the alternative name"));
         }
         let link = self.link(ifindex)?;
         match change {

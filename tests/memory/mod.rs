@@ -156,13 +156,6 @@ impl MemoryKernel {
         } else {
             seen.programs.iter_mut().for_each(|p| p.current = false);
         }
-        if seen.features.hook_kind == HookKind::Tcx {
-            // Filters are looked for where an entry leads.
-            let maps = self.state.maps.iter();
-            let devices = maps.clone().flat_map(|m| m.conf.values().map(|c| c.ifindex));
-            let known: Vec<u32> = devices.chain(maps.flat_map(|m| m.if2tunkey.iter().map(|(i, _)| *i))).collect();
-            seen.attachments.retain(|a| a.kind == HookKind::Tcx || known.contains(&a.ifindex));
-        }
         seen.programs.sort_by_key(|p| p.program);
         seen.attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
         seen
@@ -176,12 +169,12 @@ impl MemoryKernel {
 
     /// Notes what the data plane does now, where somebody wants to know.
     fn moment(&mut self) {
-        let now = self.moments.is_some().then(|| self.wire());
-        if let (Some(moments), Some(now)) = (&mut self.moments, now)
-            && moments.last() != Some(&now)
-        {
+        let Some(mut moments) = self.moments.take() else { return };
+        let now = self.wire();
+        if moments.last() != Some(&now) {
             moments.push(now);
         }
+        self.moments = Some(moments);
     }
 }
 

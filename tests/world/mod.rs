@@ -165,6 +165,8 @@ impl Host {
     pub fn daemon(&self) -> Daemon {
         let daemon = self.daemon_unready();
         self.wait_in_force();
+        // What an earlier daemon left may be in force before this one listens to signals.
+        eventually("the daemon answers", || self.status()["daemon"]["pid"] == u64::from(daemon.pid()));
         daemon
     }
 
