@@ -112,6 +112,14 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
             },
             (None, true) => {
                 let reason = b.device_reason(known);
+                // One that was renamed still holds the port.
+                let alias = tunnel_alias(name);
+                if let Some(renamed) = observed.links.iter().find(|l| l.alias.as_deref() == Some(alias.as_str())) {
+                    let detail = format!("delete {}, which it was renamed to", renamed.name);
+                    b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
+                    b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(renamed) });
+                    b.deleted_links.insert(renamed.ifindex);
+                }
                 let detail = format!("make the {} device, MTU {mtu}", tunnel.kind);
                 b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
                 make_tunnel(b, tunnel, mtu);
@@ -157,7 +165,7 @@ fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
         repair(b, Phase::Join, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
     }
     if !link.up {
-        repair(b, Phase::Join, "set up".to_owned(), LinkEdit::Up(true));
+        repair(b, Phase::Join, "down -> up".to_owned(), LinkEdit::Up(true));
     }
 }
 
@@ -268,7 +276,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
                     edit(b, Phase::Join, name, &reference, LinkEdit::Mtu(mtu));
                 }
                 if !link.up {
-                    b.device_change(Object::Bridge, name, ChangeAction::Update, reason, "set up".to_owned());
+                    b.device_change(Object::Bridge, name, ChangeAction::Update, reason, "down -> up".to_owned());
                     edit(b, Phase::Join, name, &reference, LinkEdit::Up(true));
                 }
             }
@@ -325,10 +333,14 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     };
     let joined = bridge.ifindex.is_some() && link.master == bridge.ifindex;
     if !joined {
-        repair(b, format!("join bridge {}", bridge.name), LinkEdit::Master(bridge.clone()));
+        let now = match link.master.and_then(|m| b.input.observed.link_by_index(m)) {
+            Some(other) => format!("it is in {}", other.name),
+            None => "it is in none".to_owned(),
+        };
+        repair(b, format!("join bridge {} ({now})", bridge.name), LinkEdit::Master(bridge.clone()));
     }
     if !joined || link.isolated != Some(true) {
-        repair(b, "isolated on".to_owned(), LinkEdit::Isolated(true));
+        repair(b, "isolated off -> on".to_owned(), LinkEdit::Isolated(true));
     }
     if link.mtu != mtu {
         repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
@@ -337,7 +349,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
         repair(b, format!("alternative name {altname}"), LinkEdit::Altname(altname.clone()));
     }
     if !link.up {
-        repair(b, "set up".to_owned(), LinkEdit::Up(true));
+        repair(b, "down -> up".to_owned(), LinkEdit::Up(true));
     }
     Some(reference)
 }

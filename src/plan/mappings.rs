@@ -274,8 +274,24 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) {
     };
     let action = if live_if.is_none() && live_key.is_none() { ChangeAction::Create } else { ChangeAction::Update };
     let reason = reason_for(b, p, live_if.is_some());
-    let details = if before.as_ref().is_some_and(|v| v.local.is_some()) && before == Some(view(mapping)) {
-        differences(live_if.as_ref(), &entry, same_key, same_dev)
+    let details = if reason == Reason::Drift && p.link.ifindex.is_none() {
+        vec![format!("make the port {} again: it is missing", p.link.name)]
+    } else if reason == Reason::Drift || before == Some(view(mapping)) {
+        let mut details = differences(live_if.as_ref(), &entry);
+        if !same_key {
+            details.push(match live_key {
+                None => "tunkey2if entry is missing".to_owned(),
+                Some(value) if !value.valid => "tunkey2if entry with a wrong check".to_owned(),
+                Some(value) => format!("tunkey2if entry leads to slot {}, {}", value.slot, kind(value.endpoint)),
+            });
+        }
+        if !same_dev {
+            details.push(match dev {
+                None => format!("devs entry of slot {} is missing", p.slot),
+                Some(other) => format!("devs entry of slot {} is {}", p.slot, name_of(b, other)),
+            });
+        }
+        details
     } else {
         Vec::new()
     };
@@ -320,6 +336,8 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
         Reason::Changed
     } else if !b.live.present {
         Reason::Added
+    } else if p.mapping.generated.is_some() && p.link.ifindex.is_none() {
+        Reason::Drift
     } else if b.input.was_pending.contains(&p.mapping.interface) {
         Reason::InterfaceAppeared
     } else if !live_if && b.live.ifs.iter().any(|(i, e)| Some(*i) != p.link.ifindex && has_key(b, p.mapping, e.key)) {
@@ -329,7 +347,15 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
     }
 }
 
-fn differences(live: Option<&IfEntry>, want: &IfEntry, same_key: bool, same_dev: bool) -> Vec<String> {
+fn name_of(b: &Builder<'_>, ifindex: u32) -> String {
+    b.input.observed.link_by_index(ifindex).map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone())
+}
+
+fn kind(endpoint: bool) -> Attach {
+    if endpoint { Attach::Endpoint } else { Attach::Port }
+}
+
+fn differences(live: Option<&IfEntry>, want: &IfEntry) -> Vec<String> {
     let mut out = Vec::new();
     if let Some(live) = live {
         if live.slot != want.slot {
@@ -350,12 +376,8 @@ fn differences(live: Option<&IfEntry>, want: &IfEntry, same_key: bool, same_dev:
         if !live.valid {
             out.push("if2tunkey entry with a wrong check".to_owned());
         }
-    }
-    if !same_key {
-        out.push("tunkey2if entry is missing or wrong".to_owned());
-    }
-    if !same_dev {
-        out.push("devs entry is missing or wrong".to_owned());
+    } else {
+        out.push("if2tunkey entry is missing".to_owned());
     }
     out
 }
@@ -365,7 +387,10 @@ fn has_change(b: &mut Builder<'_>, address: &str) -> bool {
 }
 
 fn note_delete(b: &mut Builder<'_>, address: &str, ifindex: Option<u32>, key: TunKey, before: MappingView) {
+    let elsewhere = |m: &Mapping| b.input.observed.link(&m.interface).is_some_and(|l| Some(l.ifindex) != ifindex);
     let (reason, origin) = match meant_by(b, ifindex, key) {
+        // Its interface has entries of its own, or is given them: this one is somebody's addition.
+        Some((m, true)) if elsewhere(m) => (Reason::Drift, Some(m.origin.clone())),
         // The files still have it, so its interface went away.
         Some((m, true)) => (Reason::InterfaceGone, Some(m.origin.clone())),
         Some((m, false)) => (Reason::Removed, Some(m.origin.clone())),

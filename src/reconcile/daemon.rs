@@ -109,6 +109,7 @@ impl Daemon {
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
         let mut files = Watch::new(self.loader.paths());
+        self.note_watch(&files);
         let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -140,17 +141,15 @@ impl Daemon {
                 },
                 event = links.next(), if subscribed => subscribed = self.link_event(event).await,
                 () = files.changed() => {
-                    files.settle().await;
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
                     if !self.loader.unchanged() {
                         self.reread(Removals { allow: false, delay: true }).await;
-                        self.next_rescan = Instant::now() + RESCAN;
                     }
                 }
                 () = sleep_until(self.next_rescan) => {
-                    self.rescan().await;
                     self.next_rescan = Instant::now() + RESCAN;
+                    self.rescan(&mut files).await;
                 }
                 () = sleep_until(self.next_pass) => drop(self.pass(None).await),
                 () = sleep_until(next_beat) => {
@@ -158,7 +157,7 @@ impl Daemon {
                     next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
                 }
             }
-            self.health.watch_overflows = files.overflows();
+            self.note_watch(&files);
         };
         notify(&[sd_notify::NotifyState::Stopping]);
         if let Err(error) = std::fs::remove_file(self.options.paths.socket()) {
@@ -189,8 +188,13 @@ impl Daemon {
     }
 
     /// Looks the directory over: what inotify doesn't show, and the confirmation that removals wait for.
-    async fn rescan(&mut self) {
+    async fn rescan(&mut self, files: &mut Watch) {
+        if files.git_is_writing() {
+            return;
+        }
         if !self.loader.unchanged() {
+            // inotify said nothing: it watches something that isn't there any more.
+            files.renew();
             self.reread(Removals { allow: false, delay: true }).await;
         } else if self.intent.as_ref().is_some_and(|i| !i.delayed.is_empty()) {
             self.reread(Removals { allow: false, delay: false }).await;
@@ -205,8 +209,15 @@ impl Daemon {
         self.pass(Some(&before)).await
     }
 
+    fn note_watch(&mut self, files: &Watch) {
+        self.health.watch_overflows = files.overflows();
+        self.health.watch_error = files.trouble().map(str::to_owned);
+    }
+
     /// Takes the files' state over, if it is valid. Returns whether it was.
     fn read_files(&mut self, removals: Removals) -> bool {
+        // Whoever asks, what removals wait for is a full second without a change.
+        self.next_rescan = Instant::now() + RESCAN;
         let new = match self.loader.load() {
             Ok(new) => new,
             Err(rejected) => {
@@ -355,8 +366,8 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 
 fn log(report: &Report) {
     for change in report.plan.changes.iter().filter(|_| report.changed) {
-        let why = change.details.join("; ");
-        tracing::info!(address = %change.address, action = ?change.action, reason = ?change.reason, "{why}");
+        let what = change.describe();
+        tracing::info!(address = %change.address, action = ?change.action, reason = ?change.reason, "{what}");
     }
     for (change, error) in &report.failures {
         tracing::warn!(change = %change, "{error}");
