@@ -19,6 +19,7 @@
 
 pub mod bpf;
 pub mod cli;
+mod fault_point;
 pub mod files;
 pub mod model;
 pub mod netlink;

@@ -6,6 +6,10 @@ mod world;
 
 #[path = "lifecycle/churn.rs"]
 mod churn;
+#[path = "lifecycle/release.rs"]
+mod release;
+#[path = "lifecycle/restart.rs"]
+mod restart;
 #[path = "lifecycle/stream.rs"]
 mod stream;
 
@@ -69,12 +73,18 @@ fn make_port(host: &Host, name: &str, address: &str) {
 
 impl Pair {
     fn new(text: &str) -> Self {
+        Self::with_env(text, &[])
+    }
+
+    /// With these environment variables for everything that is run on the hosts.
+    fn with_env(text: &str, env: &[(&str, &str)]) -> Self {
         let underlay = Underlay::new();
         let directory = tempfile::tempdir().unwrap();
         write_atomically(&directory.path().join("mesh.yaml"), text);
         let mut hosts: Vec<Host> = (0..2).map(|n| underlay.host(n)).collect();
         let (mut wire, mut own) = (Vec::new(), Vec::new());
         for (n, host) in hosts.iter_mut().enumerate() {
+            host.extra_env.extend(env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
             // The directory of both, and one of its own.
             own.push(host.topology().to_owned());
             let both = format!("{}:{}", directory.path().display(), host.topology().display());
@@ -349,61 +359,6 @@ fn without_create_a_deleted_tunnel_device_is_waited_for() {
     host.netns.cmd("ip link del vxlan0");
     make(host);
     assert_pings(&wire[0], "192.168.61.2");
-}
-
-#[test]
-fn a_daemon_that_is_killed_stopped_and_started_loses_no_packet() {
-    let _alone = alone();
-    let mut pair = Pair::new(PAIR);
-    pair.assert_all_reach();
-    let count = scaled(20_000);
-    let streams = [
-        Stream::start("endpoint", &pair.wire[0], &pair.wire[1], "192.168.61.2", count),
-        Stream::start("bridge", &pair.red[1], &pair.red[0], "192.168.60.1", count),
-        Stream::start("port", &pair.hosts[0].netns, &pair.hosts[1].netns, "192.168.62.2", count),
-    ];
-    let some = scaled(1_000);
-    let flow = || streams.iter().for_each(|s| s.flow(some));
-    for round in 0..6 {
-        let n = round % 2;
-        flow();
-        pair.daemons[n].take().unwrap().kill();
-        flow();
-        if round % 3 == 2 {
-            // Someone makes a pass by hand before the daemon is back.
-            pair.hosts[n].apply();
-            flow();
-        }
-        pair.restart(n);
-        flow();
-    }
-    for n in 0..2 {
-        assert_eq!(pair.daemons[n].take().unwrap().stop(), Some(0));
-        flow();
-        for _ in 0..2 {
-            let out = pair.hosts[n].expect(0, &["apply", "--format", "json"]);
-            let report: Value = serde_json::from_str(&out).unwrap();
-            assert_eq!(report["changed"], false, "{out}");
-        }
-        assert_eq!(pair.hosts[n].status()["daemon"]["running"], false);
-        flow();
-        pair.restart(n);
-        flow();
-    }
-    // A reload and an edit that doesn't concern these mappings lose nothing, either.
-    pair.daemons[0].as_ref().unwrap().signal(Signal::HUP);
-    write_atomically(
-        &pair.directory.path().join("more.yaml"),
-        "version: 1\ntenants:\n  more: {id: 99, bridge: br-more}\n",
-    );
-    for host in &pair.hosts {
-        eventually("the new tenant's bridge", || exists(&host.netns, "br-more"));
-        host.wait_in_force();
-    }
-    flow();
-    for stream in streams {
-        assert!(stream.finish() >= count);
-    }
 }
 
 const EDIT: &str = r"
@@ -826,4 +781,10 @@ fn one_writer_a_socket_for_the_others_and_a_signal() {
 fn churn_under_traffic_never_delivers_to_another_tenant() {
     let _alone = alone();
     churn::run();
+}
+
+#[test]
+fn restarts_and_upgrades_lose_no_packet() {
+    let _alone = alone();
+    restart::run();
 }

@@ -93,7 +93,7 @@ fn devices_are_made_as_promised_repaired_and_removed_again() {
     let host = &mesh.hosts[0];
     let red = port(host, "red", "host1");
     let made = link(host, &red).unwrap();
-    assert_eq!(made["ifalias"], "tunnel-mesh port red/host1");
+    assert_eq!(made["ifalias"], format!("tunnel-mesh port red/host1 in {}", host.pins.display()));
     assert_eq!(made["altnames"][0], "red/host1");
     assert_eq!(made["master"], "br-red");
     assert_eq!(made["mtu"], 1430);
@@ -107,6 +107,7 @@ fn devices_are_made_as_promised_repaired_and_removed_again() {
     host.netns.cmd(&format!("bridge link set dev {red} isolated off"));
     host.netns.cmd(&format!("ip link set {red} mtu 1400"));
     host.netns.cmd("ip link set vxlan0 down");
+    host.netns.cmd("ip link set vxlan0 type vxlan learning");
     let blue = port(host, "blue", "host2");
     host.netns.cmd(&format!("ip link del {blue}"));
     eventually("repaired", || {
@@ -114,6 +115,7 @@ fn devices_are_made_as_promised_repaired_and_removed_again() {
         red["mtu"] == 1430
             && red["linkinfo"]["info_slave_data"]["isolated"] == true
             && link(host, "vxlan0").unwrap()["flags"].to_string().contains("UP")
+            && link(host, "vxlan0").unwrap()["linkinfo"]["info_data"]["learning"] == false
             && link(host, &blue).is_some_and(|l| l["master"] == "br-blue")
     });
     host.wait_in_force();
@@ -133,6 +135,37 @@ fn devices_are_made_as_promised_repaired_and_removed_again() {
     // Without the workload the bridge is nobody's and goes.
     mesh.hosts[2].netns.cmd("ip link del w-blue");
     eventually("the bridge is gone", || link(&mesh.hosts[2], "br-blue").is_none());
+}
+
+/// Somebody tries a topology of their own on a host that carries traffic, with directories of their own.
+#[test]
+fn another_instance_touches_nothing_of_the_first() {
+    let mesh = mesh(MESH);
+    let host = &mesh.hosts[0];
+    let before = host.netns.cmd("ip -o link");
+    let other = Host::new(world::harness::Netns::new(), "host0");
+    other.write(
+        "t.yaml",
+        &MESH.replace("vxlan0: {kind: vxlan", "vxlan9: {kind: vxlan, port: 9999").replace("br-", "b9-"),
+    );
+    let run = |arguments: &[&str]| {
+        let mut command = host.command(arguments);
+        command
+            .env("TUNNEL_MESH_TOPOLOGY", other.topology())
+            .env("TUNNEL_MESH_PIN_DIR", &other.pins)
+            .env("TUNNEL_MESH_RUN_DIR", other.files.path().join("run"))
+            .env("TUNNEL_MESH_STATE_DIR", other.files.path().join("state"));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&["apply"]);
+    assert!(link(host, "b9-red").is_some() && link(host, "br-red").is_some());
+    assert_pings(&mesh.red[0], "192.168.50.2");
+    run(&["down"]);
+    assert_eq!(host.netns.cmd("ip -o link"), before);
+    host.expect(0, &["plan", "--detailed-exitcode"]);
+    assert_pings(&mesh.red[0], "192.168.50.2");
+    assert_pings(&mesh.blue[0], "192.168.50.3");
 }
 
 #[test]

@@ -544,7 +544,10 @@ fn live_state(host: &Host) -> String {
         text.push_str(&format!("{map}: {}\n", host.dump(map)));
     }
     text.push_str(&harness::run("find", &[host.pins.to_str().unwrap()]));
-    text.push_str(&harness::run("find", &[host.files.path().to_str().unwrap(), "-printf", "%p %s %T@\n"]));
+    text.push_str(&harness::run(
+        "find",
+        &[host.files.path().to_str().unwrap(), "-exec", "stat", "-c", "%n %s %y", "{}", "+"],
+    ));
     text.push_str(&host.netns.cmd("ip -d link"));
     for interface in ["eth1", "eth2", "vxlan0"] {
         text.push_str(&host.netns.cmd(&format!("tc filter show dev {interface} ingress")));

@@ -362,7 +362,7 @@ fn counters_count_exactly(form: Form, over: Over) {
     }
     assert_pings(a, &v4(1));
     let before = [pair.traffic(0), pair.traffic(1)];
-    assert!(before[0].tx > 0 && before[0].tx == before[1].rx, "{before:?}");
+    assert!(before.iter().all(|t| t.tx > 0 && t.rx > 0), "{before:?}");
 
     // 14 + 20 + 8 + 56 bytes each.
     assert!(pings(a, &v4(1), 10));
@@ -830,12 +830,16 @@ fn a_port_with_an_address_connects_the_host_itself() {
         );
         host.apply();
     }
+    // The idle end speaks when it comes up (MLD): that isn't what is looked for.
+    let own = mac(&hosts[0].netns, "port0-idle");
     let idle = Capture::on(&hosts[0].netns, "port0-idle");
     assert_pings(&hosts[0].netns, &v4(1));
     assert_pings(&hosts[1].netns, &v6(0));
     transfer(&hosts[0].netns, &hosts[1].netns, &v4(1), 1_000_000);
     assert!(Traffic::of(&hosts[1], "red").rx > 700);
-    assert_eq!(idle.seen().len(), 0, "something reached the pair's other end");
+    let source = |f: &Frame| f.bytes[6..12].iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
+    let strays = idle.seen().iter().filter(|f| source(f) != own).count();
+    assert_eq!(strays, 0, "something reached the pair's other end");
 }
 
 #[test]
@@ -921,7 +925,7 @@ fn kind_of(kind: &str, over: Over) -> (&'static str, &'static str, u32) {
         ("geneve", Over::Ipv4) => ("geneve", "geneve", 50),
         ("geneve", Over::Ipv6) => ("geneve", "geneve", 70),
         ("gretap", Over::Ipv4) => ("gretap", "ip_gre", 42),
-        ("gretap", Over::Ipv6) => ("ip6gretap", "ip6_gre", 70),
+        ("gretap", Over::Ipv6) => ("ip6gretap", "ip6_gre", 62),
         _ => panic!("{kind}"),
     }
 }

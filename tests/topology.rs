@@ -86,6 +86,32 @@ fn every_example_is_right_on_every_node() {
 }
 
 #[test]
+fn mappings_of_one_host_are_checked_for_no_host_in_particular() {
+    let check = |text: &str| {
+        let source = SourceFile { name: "t.yaml".to_owned(), text: text.as_bytes().to_vec() };
+        let codes = |list: Vec<Diagnostic>| list.iter().map(|d| d.code.to_owned()).collect::<Vec<_>>();
+        topology(&[source]).and_then(|t| t.check()).map_err(codes)
+    };
+    let nodes = "version: 1\nnodes: {host0: 10.0.0.1, host1: 10.0.0.2}\ntunnels: {v: {kind: vxlan}}\n";
+    let mapping = "mappings: [{interface: e0, id: 1, remote: 10.0.0.2}]\n";
+    let tenant = "tenants: {t: {id: 2, bridge: b}}\n";
+    assert_eq!(check(&format!("{nodes}{mapping}")), Ok(()), "the source is the node's that it will be");
+    assert_eq!(check(&format!("{nodes}{mapping}{tenant}")), Ok(()), "no node is this host yet");
+    let six = mapping.replace("10.0.0.2", "fd00::2");
+    assert_eq!(check(&format!("{nodes}{six}{tenant}")), Err(vec!["TM0205".to_owned()]), "no node has such a source");
+    let own = nodes.replace("{kind: vxlan}", "{kind: vxlan, local: 10.0.0.2}");
+    assert_eq!(check(&format!("{own}{mapping}")), Err(vec!["TM0208".to_owned()]));
+}
+
+#[test]
+fn gretap_comes_to_one_family_at_both_ends() {
+    let text = "version: 1\nnodes: {a: [10.0.0.1, 'fd00::1'], b: ['fd00::2', 10.0.0.2]}\n\
+                tunnels: {g: {kind: gretap}}\ntenants: {t: {id: 2, bridge: br}}\n";
+    let remotes = ["a", "b"].map(|node| compile(text, node).unwrap().mappings.into_values().next().unwrap().key.remote);
+    assert_eq!(remotes.map(|r| r.to_string()), ["10.0.0.2", "10.0.0.1"]);
+}
+
+#[test]
 fn a_hundred_kilobytes_of_brackets_are_refused_before_they_are_parsed() {
     for bracket in ["[", "{", "[{"] {
         let source = SourceFile { name: "t.yaml".to_owned(), text: bracket.repeat(100_000).into_bytes() };

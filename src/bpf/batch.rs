@@ -6,7 +6,7 @@
 
 use super::MapFull;
 use super::abi::Plain;
-use super::sys::{ENOTSUPP, MapFd};
+use super::sys::{ENOTSUPP, MapFd, MapInfo};
 use anyhow::{Context, Result, anyhow};
 use std::io;
 
@@ -15,14 +15,28 @@ const CHUNK: usize = 4096;
 /// Most bytes of keys and values of one call.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// A map, and the name that errors call it by.
-#[derive(Debug)]
-pub(super) struct Map {
-    pub(super) name: &'static str,
-    pub(super) fd: MapFd,
+/// What a map can be asked for: [`MapFd`], or a map in memory that fails when it is told to. Each is one system call.
+pub(super) trait RawMap {
+    fn info(&self) -> &MapInfo;
+    fn key_len(&self) -> usize;
+    fn value_len(&self) -> usize;
+    fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool>;
+    fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()>;
+    fn delete(&self, key: &[u8]) -> io::Result<bool>;
+    fn next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool>;
+    fn update_batch(&self, keys: &[u8], values: &[u8]) -> (io::Result<()>, u32);
+    fn delete_batch(&self, keys: &[u8]) -> (io::Result<()>, u32);
+    fn lookup_batch(&self, cursor: &mut Option<Vec<u8>>, keys: &mut [u8], values: &mut [u8]) -> (io::Result<()>, u32);
 }
 
-impl Map {
+/// A map, and the name that errors call it by.
+#[derive(Debug)]
+pub(super) struct Map<F = MapFd> {
+    pub(super) name: &'static str,
+    pub(super) fd: F,
+}
+
+impl<F: RawMap> Map<F> {
     fn chunk(&self) -> usize {
         (CHUNK_BYTES / (self.fd.key_len() + self.fd.value_len()).max(1)).clamp(16, CHUNK)
     }
@@ -123,7 +137,9 @@ impl Map {
     /// Calls `visit` with the bytes of every key and value. A per-CPU value is all CPUs' values, one after the other.
     pub(super) fn visit(&self, mut visit: impl FnMut(&[u8], &[u8])) -> Result<()> {
         let (key_len, value_len) = (self.fd.key_len(), self.fd.value_len());
-        let mut capacity = self.chunk().min(self.fd.info().max_entries.max(16) as usize);
+        // One more than there can be, or an array would need a second call to say that it was all.
+        let enough = self.fd.info().max_entries as usize + 1;
+        let mut capacity = self.chunk().min(enough);
         let mut keys = vec![0; capacity * key_len];
         let mut values = vec![0; capacity * value_len];
         let mut cursor = None;
@@ -133,9 +149,9 @@ impl Map {
                 Ok(()) => false,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ENOENT) => true,
-                    Some(libc::ENOSPC) => {
+                    Some(libc::ENOSPC) if capacity < enough => {
                         // A bucket has more entries than the buffer: a larger one, from the same place.
-                        capacity *= 2;
+                        capacity = (capacity * 2).min(enough);
                         keys.resize(capacity * key_len, 0);
                         values.resize(capacity * value_len, 0);
                         continue;
@@ -179,3 +195,7 @@ impl Map {
 fn lacks_batch(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EINVAL | libc::EOPNOTSUPP))
 }
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ use super::abi::{
     ABI_VERSION, META_NAMESPACE, Plain, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef, RawTunKey,
     RawUnknown,
 };
+use super::batch::RawMap;
 use super::maps::{self, Maps};
 use super::object::{self, Loaded};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
@@ -68,6 +69,11 @@ impl Dataplane {
     /// Number of slots, where maps are pinned.
     pub fn capacity(&self) -> Option<u32> {
         self.maps.as_ref().map(Maps::capacity)
+    }
+
+    /// Whether a growth was interrupted and has to be finished, with [`Self::recover`], before anything is written.
+    pub fn is_half_grown(&self) -> bool {
+        self.half_grown
     }
 
     /// The maps, to read from.

@@ -5,7 +5,7 @@
 //! the same entries while programs are switched one by one, and nobody else writes, so every packet is treated alike.
 
 use super::abi::{META_NAMESPACE, Plain, RawDev, RawMeta};
-use super::batch::Map;
+use super::batch::{Map, RawMap};
 use super::dataplane::{Dataplane, pin_program};
 use super::maps::{self, Maps};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, rename, unpin};

@@ -8,7 +8,7 @@ use super::abi::{
     ABI_VERSION, CONF_ENTRIES, META_NAMESPACE, RawConf, RawCounters, RawDev, RawIfEntry, RawMeta, RawSlotRef,
     RawTunKey, RawUnknown, UNKNOWN_ENTRIES,
 };
-use super::batch::Map;
+use super::batch::{Map, RawMap};
 use super::pins::Pins;
 use super::sys::{self, MapFd, MapInfo};
 use anyhow::{Context, Result, anyhow};

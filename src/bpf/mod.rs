@@ -4,7 +4,7 @@
 //! reads the kernel, every writing is one operation of a plan.
 //!
 //! - `abi`: layouts shared with the programs, translated from and to the model.
-//! - `sys`: raw system calls. `batch`: many entries a call. `maps`: the set of maps, checked.
+//! - `sys`: raw system calls. `calls`: how many those were. `batch`: many entries a call. `maps`: the set of maps, checked.
 //! - `object`: the embedded eBPF object. `pins`: where things are pinned.
 //! - `dataplane`: opening, observing, programs, taking everything down. `write`: writing maps. `grow`: larger maps
 //!   under traffic. `tcx`: attachments.
@@ -13,6 +13,7 @@
 
 mod abi;
 mod batch;
+mod calls;
 mod dataplane;
 mod grow;
 mod maps;
@@ -22,6 +23,7 @@ mod sys;
 mod tcx;
 mod write;
 
+pub use calls::{Calls, calls};
 pub use dataplane::Dataplane;
 pub use grow::Growth;
 pub use tcx::probe_tcx;

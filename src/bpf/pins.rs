@@ -100,6 +100,7 @@ impl Pins {
 /// Makes a directory of mode 0700, and those above it, on a BPF file system.
 pub(super) fn make_dir(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
+        crate::fault_point::reach();
         // Nothing is made on another file system: the nearest directory that exists tells.
         if let Some(existing) = dir.ancestors().find(|a| a.is_dir()) {
             check_bpffs(existing)?;
@@ -139,16 +140,19 @@ pub(super) fn list(dir: &Path) -> Result<Vec<String>> {
 
 /// Removes a pin; one that is missing is removed already.
 pub(super) fn unpin(path: &Path) -> Result<()> {
+    crate::fault_point::reach();
     missing_is_fine(fs::remove_file(path)).with_context(|| format!("unpin {}", path.display()))
 }
 
 /// Removes an empty directory; one that is missing is removed already.
 pub(super) fn remove_dir(path: &Path) -> Result<()> {
+    crate::fault_point::reach();
     missing_is_fine(fs::remove_dir(path)).with_context(|| format!("remove the directory {}", path.display()))
 }
 
 /// Removes a directory unless something that isn't ours is in it, or another user made it.
 pub(super) fn remove_empty_dir(path: &Path) -> Result<()> {
+    crate::fault_point::reach();
     match std::fs::remove_dir(path) {
         Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::PermissionDenied) => Ok(()),
         result => missing_is_fine(result).with_context(|| format!("remove the directory {}", path.display())),
@@ -157,6 +161,7 @@ pub(super) fn remove_empty_dir(path: &Path) -> Result<()> {
 
 /// Gives a pin another name, in one step, replacing what had that name.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
+    crate::fault_point::reach();
     fs::rename(from, to).with_context(|| format!("rename the pin {} to {}", from.display(), to.display()))
 }
 

@@ -4,27 +4,40 @@
 //! map, so that it never reads or writes past a slice.
 #![allow(unsafe_code)]
 
+use super::batch::RawMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-const MAP_LOOKUP_ELEM: libc::c_int = 1;
-const MAP_UPDATE_ELEM: libc::c_int = 2;
-const MAP_DELETE_ELEM: libc::c_int = 3;
-const MAP_GET_NEXT_KEY: libc::c_int = 4;
+pub(super) const MAP_LOOKUP_ELEM: libc::c_int = 1;
+pub(super) const MAP_UPDATE_ELEM: libc::c_int = 2;
+pub(super) const MAP_DELETE_ELEM: libc::c_int = 3;
+pub(super) const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
-const MAP_LOOKUP_BATCH: libc::c_int = 24;
-const MAP_UPDATE_BATCH: libc::c_int = 26;
-const MAP_DELETE_BATCH: libc::c_int = 27;
+pub(super) const MAP_LOOKUP_BATCH: libc::c_int = 24;
+pub(super) const MAP_UPDATE_BATCH: libc::c_int = 26;
+pub(super) const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
 const LINK_GET_FD_BY_ID: libc::c_int = 30;
 const LINK_DETACH: libc::c_int = 34;
+
+/// Commands that change something which outlives the process.
+const CHANGES: [libc::c_int; 8] = [
+    MAP_UPDATE_ELEM,
+    MAP_DELETE_ELEM,
+    OBJ_PIN,
+    MAP_UPDATE_BATCH,
+    MAP_DELETE_BATCH,
+    LINK_CREATE,
+    LINK_UPDATE,
+    LINK_DETACH,
+];
 
 /// `BPF_TCX_INGRESS`.
 pub(super) const TCX_INGRESS: u32 = 46;
@@ -44,6 +57,10 @@ pub(super) const ENOTSUPP: i32 = 524;
 /// # Safety
 /// Every pointer in `attr` must be valid for what the command does with it.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    if CHANGES.contains(&command) {
+        crate::fault_point::reach();
+    }
+    super::calls::count(command);
     // SAFETY: attr is live and as long as said; its pointers are the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
@@ -261,21 +278,6 @@ impl MapFd {
         Ok(Self { fd, info, value_len })
     }
 
-    /// What the kernel says of it.
-    pub(super) fn info(&self) -> &MapInfo {
-        &self.info
-    }
-
-    /// Bytes of a key.
-    pub(super) fn key_len(&self) -> usize {
-        self.info.key_size as usize
-    }
-
-    /// Bytes of a value; of all CPUs' values in a per-CPU map.
-    pub(super) fn value_len(&self) -> usize {
-        self.value_len
-    }
-
     fn element(&self, key: Option<&[u8]>) -> io::Result<ElementAttr> {
         match key {
             Some(key) if key.len() != self.key_len() => Err(invalid_length()),
@@ -285,47 +287,6 @@ impl MapFd {
                 ..ElementAttr::default()
             }),
         }
-    }
-
-    /// Reads one value; false where the key is absent.
-    pub(super) fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-        let mut attr = self.element(Some(key))?;
-        if value.len() != self.value_len {
-            return Err(invalid_length());
-        }
-        attr.value = value.as_mut_ptr() as u64;
-        // SAFETY: key and value are as long as the kernel thinks.
-        absent_is_false(unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) })
-    }
-
-    /// Writes one value, whether the key exists or not.
-    pub(super) fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        let mut attr = self.element(Some(key))?;
-        if value.len() != self.value_len {
-            return Err(invalid_length());
-        }
-        attr.value = value.as_ptr() as u64;
-        attr.flags = UPDATE_ANY;
-        // SAFETY: key and value are as long as the kernel thinks.
-        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr).map(drop) }
-    }
-
-    /// Deletes one key; false where it is absent.
-    pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
-        let mut attr = self.element(Some(key))?;
-        // SAFETY: the key is as long as the kernel thinks.
-        absent_is_false(unsafe { bpf(MAP_DELETE_ELEM, &mut attr) })
-    }
-
-    /// Writes the key after `key` (the first one after none) into `next`; false at the end.
-    pub(super) fn next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-        let mut attr = self.element(key)?;
-        if next.len() != self.key_len() {
-            return Err(invalid_length());
-        }
-        attr.value = next.as_mut_ptr() as u64;
-        // SAFETY: both keys are as long as the kernel thinks.
-        absent_is_false(unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) })
     }
 
     fn batch(&self, keys: &[u8], values: Option<&[u8]>) -> io::Result<BatchAttr> {
@@ -343,9 +304,67 @@ impl MapFd {
             ..BatchAttr::default()
         })
     }
+}
+
+impl RawMap for MapFd {
+    /// What the kernel says of it.
+    fn info(&self) -> &MapInfo {
+        &self.info
+    }
+
+    /// Bytes of a key.
+    fn key_len(&self) -> usize {
+        self.info.key_size as usize
+    }
+
+    /// Bytes of a value; of all CPUs' values in a per-CPU map.
+    fn value_len(&self) -> usize {
+        self.value_len
+    }
+
+    /// Reads one value; false where the key is absent.
+    fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+        let mut attr = self.element(Some(key))?;
+        if value.len() != self.value_len {
+            return Err(invalid_length());
+        }
+        attr.value = value.as_mut_ptr() as u64;
+        // SAFETY: key and value are as long as the kernel thinks.
+        absent_is_false(unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) })
+    }
+
+    /// Writes one value, whether the key exists or not.
+    fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let mut attr = self.element(Some(key))?;
+        if value.len() != self.value_len {
+            return Err(invalid_length());
+        }
+        attr.value = value.as_ptr() as u64;
+        attr.flags = UPDATE_ANY;
+        // SAFETY: key and value are as long as the kernel thinks.
+        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr).map(drop) }
+    }
+
+    /// Deletes one key; false where it is absent.
+    fn delete(&self, key: &[u8]) -> io::Result<bool> {
+        let mut attr = self.element(Some(key))?;
+        // SAFETY: the key is as long as the kernel thinks.
+        absent_is_false(unsafe { bpf(MAP_DELETE_ELEM, &mut attr) })
+    }
+
+    /// Writes the key after `key` (the first one after none) into `next`; false at the end.
+    fn next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+        let mut attr = self.element(key)?;
+        if next.len() != self.key_len() {
+            return Err(invalid_length());
+        }
+        attr.value = next.as_mut_ptr() as u64;
+        // SAFETY: both keys are as long as the kernel thinks.
+        absent_is_false(unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) })
+    }
 
     /// Writes many. Also returns the kernel's count, which on errors from within the batch says how many were written.
-    pub(super) fn update_batch(&self, keys: &[u8], values: &[u8]) -> (io::Result<()>, u32) {
+    fn update_batch(&self, keys: &[u8], values: &[u8]) -> (io::Result<()>, u32) {
         match self.batch(keys, Some(values)) {
             Err(error) => (Err(error), 0),
             // SAFETY: keys and values are `count` times as long as the kernel thinks.
@@ -354,7 +373,7 @@ impl MapFd {
     }
 
     /// Deletes many. Also returns the kernel's count, as [`Self::update_batch`] does.
-    pub(super) fn delete_batch(&self, keys: &[u8]) -> (io::Result<()>, u32) {
+    fn delete_batch(&self, keys: &[u8]) -> (io::Result<()>, u32) {
         match self.batch(keys, None) {
             Err(error) => (Err(error), 0),
             // SAFETY: the keys are `count` times as long as the kernel thinks.
@@ -364,12 +383,7 @@ impl MapFd {
 
     /// Reads as many as fit into `keys` and `values`, going on from `cursor` (from the start without one) and leaving
     /// it where to go on from. Also returns the kernel's count; ENOENT means the end, and comes with valid data.
-    pub(super) fn lookup_batch(
-        &self,
-        cursor: &mut Option<Vec<u8>>,
-        keys: &mut [u8],
-        values: &mut [u8],
-    ) -> (io::Result<()>, u32) {
+    fn lookup_batch(&self, cursor: &mut Option<Vec<u8>>, keys: &mut [u8], values: &mut [u8]) -> (io::Result<()>, u32) {
         let mut attr = match self.batch(keys, Some(values)) {
             Ok(attr) => attr,
             Err(error) => return (Err(error), 0),

@@ -5,6 +5,7 @@
 
 use super::DeviceGone;
 use super::abi::{Plain, RawConf, RawDev, RawIfEntry, RawSlotRef, RawTunKey};
+use super::batch::RawMap;
 use super::dataplane::Dataplane;
 use crate::model::{Conf, IfEntry, SlotRef, TunKey};
 use anyhow::{Context, Result};

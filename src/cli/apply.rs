@@ -57,7 +57,7 @@ impl ApplyArgs {
         let new = global.load()?;
         let _lock = Lock::take(&paths.pins)?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
-        kernel.recover()?;
+        kernel.recover().await?;
         let accepted = Accepted::load(&paths.state)?;
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });

@@ -52,6 +52,7 @@ impl Accepted {
     ///
     /// What the kernel said.
     pub fn store(directory: &Path, intent: &Intent) -> Result<()> {
+        crate::fault_point::reach();
         crate::private::make(directory)?;
         let path = path(directory);
         let temporary = path.with_extension("new");
@@ -67,6 +68,7 @@ impl Accepted {
             .with_context(what)?;
         file.write_all(&text).with_context(what)?;
         file.sync_all().with_context(what)?;
+        crate::fault_point::reach();
         std::fs::rename(&temporary, &path).with_context(what)
     }
 
@@ -76,6 +78,7 @@ impl Accepted {
     ///
     /// What the kernel said.
     pub fn forget(directory: &Path) -> Result<()> {
+        crate::fault_point::reach();
         match std::fs::remove_file(path(directory)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(e).with_context(|| format!("remove the accepted state {}", path(directory).display()))

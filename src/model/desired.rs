@@ -149,20 +149,51 @@ impl Mapping {
     }
 }
 
-/// Alias (`IFLA_IFALIAS`) of a tunnel device that we made. The alias is what marks a device as ours.
-pub fn tunnel_alias(tunnel: &str) -> String {
-    format!("tunnel-mesh tunnel {tunnel}")
-}
+/// Prefix that every alias (`IFLA_IFALIAS`) of ours has.
+const ALIAS_PREFIX: &str = "tunnel-mesh ";
 
-/// Alias of a bridge that we made.
-pub fn bridge_alias(bridge: &str) -> String {
-    format!("tunnel-mesh bridge {bridge}")
-}
+/// Longest alias in bytes, without the terminating NUL (`IFALIASZ` - 1).
+pub const ALIAS_MAX: usize = 255;
 
-/// Alias of a generated port: `tunnel-mesh port TENANT/NODE`.
-pub fn port_alias(tenant: &str, node: &str) -> String {
-    format!("tunnel-mesh port {tenant}/{node}")
-}
+/// Which tunnel-mesh made a device: several may run in one network namespace, each with a pin directory of its own.
+///
+/// The alias of a device marks it as ours. It ends in ` in PIN-DIRECTORY`, unless that is the default one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Instance(String);
 
-/// Prefix that every alias of ours has.
-pub const ALIAS_PREFIX: &str = "tunnel-mesh ";
+impl Instance {
+    /// Where pins are unless one says otherwise.
+    pub const DEFAULT_PINS: &str = "/sys/fs/bpf/tunnel-mesh";
+
+    /// The instance with that pin directory.
+    pub fn of(pins: &std::path::Path) -> Self {
+        if pins == std::path::Path::new(Self::DEFAULT_PINS) {
+            return Self::default();
+        }
+        Self(format!(" in {}", pins.display()))
+    }
+
+    /// What the alias of one of our devices says it is: `tunnel NAME`, `bridge NAME` or `port TENANT/NODE`. `None` where
+    /// the device is somebody else's, another instance's too.
+    pub fn made<'a>(&self, alias: Option<&'a str>) -> Option<&'a str> {
+        let what = alias?.strip_prefix(ALIAS_PREFIX)?.strip_suffix(self.0.as_str())?;
+        // Names hold no spaces: what follows a second one is another instance's directory.
+        (what.matches(' ').count() == 1).then_some(what)
+    }
+
+    /// Alias of a tunnel device.
+    pub fn tunnel_alias(&self, tunnel: &str) -> String {
+        format!("{ALIAS_PREFIX}tunnel {tunnel}{}", self.0)
+    }
+
+    /// Alias of a bridge.
+    pub fn bridge_alias(&self, bridge: &str) -> String {
+        format!("{ALIAS_PREFIX}bridge {bridge}{}", self.0)
+    }
+
+    /// Alias of a generated port.
+    pub fn port_alias(&self, tenant: &str, node: &str) -> String {
+        format!("{ALIAS_PREFIX}port {tenant}/{node}{}", self.0)
+    }
+}

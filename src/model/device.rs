@@ -2,6 +2,7 @@
 
 use super::{Local, PortKind, TunnelKind};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// A device to make. All of them are made administratively down, and none speaks on its own: IPv6 link-local
 /// addresses aren't generated (`addr_gen_mode none`).
@@ -93,6 +94,10 @@ pub enum LinkChange {
     },
     /// Bridge port option `isolated`: it reaches only ports that aren't. The link must be a bridge port.
     Isolated(bool),
+    /// Whether a vxlan device learns addresses.
+    Learning(bool),
+    /// Local address of a vxlan device, which has one of the same family.
+    VxlanLocal(IpAddr),
     /// Alias.
     Alias(String),
     /// Alternative name, added to those it has; already there is success.

@@ -65,14 +65,14 @@ impl TunnelKind {
 
     /// Bytes that the encapsulation takes from the underlay's MTU, the inner Ethernet header included.
     ///
-    /// UDP kinds: IP + 8 (UDP) + 8 (VXLAN or Geneve without options) + 14. GRE: IP + 8 (GRE with key) + 14; over
-    /// IPv6 the device adds 8 bytes for the tunnel encapsulation limit option (RFC 2473).
+    /// UDP kinds: IP + 8 (UDP) + 8 (VXLAN or Geneve without options) + 14. GRE: IP + 8 (GRE with key) + 14; in
+    /// external mode the device adds no tunnel encapsulation limit option (RFC 2473) over IPv6.
     pub fn overhead(self, underlay_is_ipv6: bool) -> u32 {
         match (self, underlay_is_ipv6) {
             (Self::Vxlan | Self::Geneve, false) => 50,
             (Self::Vxlan | Self::Geneve, true) => 70,
             (Self::Gretap, false) => 42,
-            (Self::Gretap, true) => 70,
+            (Self::Gretap, true) => 62,
         }
     }
 }
@@ -134,8 +134,9 @@ impl fmt::Display for TunnelKey {
     }
 }
 
-/// Where in the topology files something was said.
+/// Where in the topology files something was said. In JSON it is the text `file:line:column`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Origin {
     /// Path as given to the reader.
     pub file: String,
@@ -143,6 +144,26 @@ pub struct Origin {
     pub line: u32,
     /// Column in characters, from 1.
     pub column: u32,
+}
+
+impl From<Origin> for String {
+    fn from(origin: Origin) -> Self {
+        origin.to_string()
+    }
+}
+
+impl TryFrom<String> for Origin {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut parts = text.rsplitn(3, ':');
+        let (column, line, file) = (parts.next(), parts.next(), parts.next());
+        let number = |part: Option<&str>| part.and_then(|p| p.parse().ok());
+        match (file, number(line), number(column)) {
+            (Some(file), Some(line), Some(column)) => Ok(Self { file: file.to_owned(), line, column }),
+            _ => Err(format!("{text:?} isn't file:line:column")),
+        }
+    }
 }
 
 impl fmt::Display for Origin {

@@ -1,6 +1,6 @@
 //! What the kernel has: links, map contents, programs and attachments, read in one sweep.
 
-use super::{Local, OuterField, TunnelKind};
+use super::{Instance, Local, OuterField, TunnelKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,6 +8,9 @@ use std::net::IpAddr;
 /// The live state of one network namespace and one pin directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
+    /// Whose live state it is: tells our devices from those of others.
+    #[serde(default)]
+    pub instance: Instance,
     /// Cookie of the network namespace (`SO_NETNS_COOKIE`).
     pub netns_cookie: u64,
     /// What the kernel offers.

@@ -11,12 +11,20 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoGeneve, InfoGre, InfoGre6,
     InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
+use std::net::IpAddr;
 
 /// A name that no kernel lets a link have, for asking whether a kind is known without making anything.
 const IMPOSSIBLE_NAME: &str = "a/b";
 
 /// Link group that links are put into to be deleted together: "tm" in the upper half.
 pub const DELETE_GROUP: u32 = 0x746d_0001;
+
+/// Where the link groups begin that devices are born into and leave once their alias says whose they are: what a killed
+/// process left half made is told by it. Each instance has one of 65,536.
+pub(super) const UNFINISHED_GROUPS: u32 = 0x746e_0000;
+
+/// The group of links that nobody put into one.
+const DEFAULT_GROUP: u32 = 0;
 
 impl Netlink {
     /// The best kind of generated port that this kernel has: dummy, else ifb, else veth.
@@ -47,14 +55,14 @@ impl Netlink {
     /// Makes a device, administratively down, and answers with its index. On error nothing is left behind.
     ///
     /// Alias, alternative name and silence (`addr_gen_mode none`) can't be part of the kernel's create request; they
-    /// follow at once. An alternative name that the kernel doesn't take (another link has it) is left out with a
+    /// follow at once, and until then the device is in a link group of its own and not listed by [`Netlink::links`]. An alternative name that the kernel doesn't take (another link has it) is left out with a
     /// warning. A veth port's peer, named like the port with a trailing `p`, is up, without ARP or addresses.
     ///
     /// # Errors
     /// When the kernel refuses; where it lacks the kind of device, the error names the kernel option and module.
     pub async fn create(&self, spec: &NewLink) -> Result<u32> {
         let name = spec.name();
-        let request = RouteNetlinkMessage::NewLink(message(0, create_attributes(spec)));
+        let request = RouteNetlinkMessage::NewLink(message(0, create_attributes(spec, self.unfinished)));
         if let Err(failure) = self.transport.request(request, NLM_F_CREATE | NLM_F_EXCL).await {
             let remedy = create_remedy(spec, &failure);
             return Err(anyhow!(failure).context(format!("create {} {name}{remedy}", describe(spec))));
@@ -76,14 +84,15 @@ impl Netlink {
     }
 
     async fn finish(&self, ifindex: u32, spec: &NewLink) -> Result<()> {
+        let ours = |alias: &String| vec![LinkAttribute::IfAlias(alias.clone()), LinkAttribute::Group(DEFAULT_GROUP)];
         match spec {
-            NewLink::Tunnel { alias, .. } => self.silence(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await,
+            NewLink::Tunnel { alias, .. } => self.silence(ifindex, ours(alias)).await,
             NewLink::Bridge { alias, mtu, .. } => {
-                let attributes = vec![LinkAttribute::IfAlias(alias.clone()), LinkAttribute::Mtu(*mtu)];
+                let mut attributes = ours(alias);
+                attributes.push(LinkAttribute::Mtu(*mtu));
                 self.silence(ifindex, attributes).await
             }
             NewLink::Port { name, kind, altname, alias, .. } => {
-                self.silence(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await?;
                 if let Err(error) = self.change(ifindex, &LinkChange::Altname(altname.clone())).await {
                     tracing::warn!("{name}: {error:#}");
                 }
@@ -94,7 +103,7 @@ impl Netlink {
                         .await
                         .with_context(|| format!("set up {}, the peer of {name}", peer_name(name)))?;
                 }
-                Ok(())
+                self.silence(ifindex, ours(alias)).await
             }
         }
     }
@@ -136,6 +145,9 @@ impl Netlink {
             LinkChange::Master { bridge: None } => "take it out of its bridge".to_owned(),
             LinkChange::Isolated(true) => "isolate it in its bridge".to_owned(),
             LinkChange::Isolated(false) => "end its isolation in its bridge".to_owned(),
+            LinkChange::Learning(true) => "let it learn addresses".to_owned(),
+            LinkChange::Learning(false) => "stop it from learning addresses".to_owned(),
+            LinkChange::VxlanLocal(local) => format!("set its local address to {local}"),
             LinkChange::Alias(alias) => format!("set its alias to {alias:?}"),
             LinkChange::Altname(altname) => format!("give it the alternative name {altname:?}"),
         };
@@ -150,6 +162,9 @@ impl Netlink {
                 let request = message(ifindex, vec![LinkAttribute::LinkInfo(info)]);
                 self.transport.request(RouteNetlinkMessage::NewLink(request), 0).await.map(|_| ())
             }
+            LinkChange::Learning(on) => self.set_vxlan(ifindex, InfoVxlan::Learning(*on)).await,
+            LinkChange::VxlanLocal(IpAddr::V4(local)) => self.set_vxlan(ifindex, InfoVxlan::Local(*local)).await,
+            LinkChange::VxlanLocal(IpAddr::V6(local)) => self.set_vxlan(ifindex, InfoVxlan::Local6(*local)).await,
             LinkChange::Alias(alias) => self.set(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await,
             LinkChange::Altname(altname) => self.add_altname(ifindex, altname).await,
         };
@@ -157,6 +172,13 @@ impl Netlink {
             let remedy = change_remedy(change, &failure);
             anyhow!(failure).context(format!("link with ifindex {ifindex}: {what}{remedy}"))
         })
+    }
+
+    /// What isn't named stays as it is.
+    async fn set_vxlan(&self, ifindex: u32, option: InfoVxlan) -> Result<(), Failure> {
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(vec![option]))];
+        let request = message(ifindex, vec![LinkAttribute::LinkInfo(info)]);
+        self.transport.request(RouteNetlinkMessage::NewLink(request), 0).await.map(|_| ())
     }
 
     /// The kernel answers `EINVAL` when the bridge doesn't exist; this says so.
@@ -205,7 +227,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn delete_all(&self, ifindexes: &[u32]) -> Result<()> {
-        let others_in_group = self.in_delete_group().await?.iter().any(|index| !ifindexes.contains(index));
+        let others_in_group = self.in_group(DELETE_GROUP).await?.iter().any(|index| !ifindexes.contains(index));
         if ifindexes.len() < 2 || others_in_group {
             for &ifindex in ifindexes {
                 self.delete(ifindex).await?;
@@ -232,10 +254,21 @@ impl Netlink {
         }
     }
 
-    async fn in_delete_group(&self) -> Result<Vec<u32>> {
+    /// Deletes devices that a process left half made. Only the one writer may: it has none of its own under way.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn delete_unfinished(&self) -> Result<()> {
+        for ifindex in self.in_group(self.unfinished).await? {
+            self.delete(ifindex).await?;
+        }
+        Ok(())
+    }
+
+    async fn in_group(&self, group: u32) -> Result<Vec<u32>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let frames = self.transport.dump(request).await.context("list links")?;
-        Ok(frames.iter().filter(|frame| link::group(frame) == Some(DELETE_GROUP)).filter_map(link::ifindex).collect())
+        Ok(frames.iter().filter(|frame| link::group(frame) == Some(group)).filter_map(link::ifindex).collect())
     }
 }
 
@@ -268,7 +301,7 @@ fn peer_name(port: &str) -> String {
     name
 }
 
-fn create_attributes(spec: &NewLink) -> Vec<LinkAttribute> {
+fn create_attributes(spec: &NewLink, group: u32) -> Vec<LinkAttribute> {
     let (mtu, info) = match spec {
         NewLink::Tunnel { kind, port, ip6, local, mtu, udp6_zero_checksum_rx, .. } => {
             let port = port.or(kind.default_port());
@@ -289,7 +322,8 @@ fn create_attributes(spec: &NewLink) -> Vec<LinkAttribute> {
             (*mtu, info)
         }
     };
-    vec![LinkAttribute::IfName(spec.name().to_owned()), LinkAttribute::Mtu(mtu), LinkAttribute::LinkInfo(info)]
+    let group = LinkAttribute::Group(group);
+    vec![LinkAttribute::IfName(spec.name().to_owned()), LinkAttribute::Mtu(mtu), group, LinkAttribute::LinkInfo(info)]
 }
 
 fn tunnel_info(kind: TunnelKind, port: Option<u16>, ip6: bool, local: Local, zero_checksum: bool) -> Vec<LinkInfo> {

@@ -17,7 +17,7 @@ pub use device::DELETE_GROUP;
 pub use transport::{is_denied, is_gone};
 pub use watch::{LinkEvent, LinkWatch};
 
-use crate::model::{Address, Link};
+use crate::model::{Address, Instance, Link};
 use anyhow::{Context, Result};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
@@ -31,6 +31,8 @@ use transport::Transport;
 #[derive(Debug)]
 pub struct Netlink {
     transport: Transport,
+    /// Group of devices that are being made.
+    unfinished: u32,
 }
 
 impl Netlink {
@@ -40,17 +42,29 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses a netlink socket.
     pub async fn open() -> Result<Self> {
-        Ok(Self { transport: Transport::open()? })
+        Ok(Self { transport: Transport::open()?, unfinished: device::UNFINISHED_GROUPS })
     }
 
-    /// Every link of the namespace, from one consistent dump, in the kernel's order.
+    /// Tells half-made devices of that instance from those of others.
+    #[must_use]
+    pub fn for_instance(mut self, instance: &Instance) -> Self {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::digest(instance.port_alias("", ""));
+        let [high, low] = [0, 1].map(|n| digest.get(n).copied().unwrap_or_default());
+        self.unfinished = device::UNFINISHED_GROUPS | u32::from(u16::from_be_bytes([high, low]));
+        self
+    }
+
+    /// Every link of the namespace, from one consistent dump, in the kernel's order; without devices that are only half
+    /// made.
     ///
     /// # Errors
     /// When the kernel refuses, or when links keep changing faster than they can be listed.
     pub async fn links(&self) -> Result<Vec<Link>> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let frames = self.transport.dump(request).await.context("list links")?;
-        Ok(frames.iter().filter_map(link::link).collect())
+        let whole = frames.iter().filter(|frame| link::group(frame) != Some(self.unfinished));
+        Ok(whole.filter_map(link::link).collect())
     }
 
     /// Every address of the namespace, both families.

@@ -156,6 +156,7 @@ impl Transport {
 
     /// Sends one request and waits for its acknowledgement; answers with what the kernel sent before that.
     pub(super) async fn request(&self, message: RouteNetlinkMessage, flags: u16) -> Result<Vec<Frame>, Failure> {
+        crate::fault_point::reach();
         self.exchange(Frame::from(message), NLM_F_REQUEST | NLM_F_ACK | flags).await.map(|(frames, _)| frames)
     }
 

@@ -11,8 +11,8 @@ use std::net::IpAddr;
 /// MTU assumed where the underlay's can't be found, in bytes.
 const USUAL_MTU: u32 = 1500;
 
-fn is_ours(link: &Link) -> bool {
-    link.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX))
+fn is_ours(b: &Builder<'_>, link: &Link) -> bool {
+    b.input.observed.instance.made(link.alias.as_deref()).is_some()
 }
 
 /// The smallest MTU of the links that carry the tunnel's source addresses, less what the encapsulation takes.
@@ -59,6 +59,13 @@ fn mismatch(tunnel: &Tunnel, link: &Link) -> Option<String> {
     None
 }
 
+/// Whether a device of ours would drop what far hosts send without a checksum: it can't be changed on one that exists.
+fn deaf(tunnel: &Tunnel, link: &Link) -> Option<String> {
+    let needed = tunnel.checksum == Some(false) && tunnel.local.v6.is_some() && tunnel.kind != TunnelKind::Gretap;
+    let has = link.tunnel.as_ref().is_some_and(|device| device.udp6_zero_checksum_rx);
+    (tunnel.create && needed && !has).then(|| "it drops IPv6 packets without a UDP checksum".to_owned())
+}
+
 pub(super) fn tunnels(b: &mut Builder<'_>) {
     let desired = b.input.desired;
     let observed = b.input.observed;
@@ -86,17 +93,18 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
         let mtu = tunnel_mtu(observed, tunnel);
         let known = b.input.accepted.is_some_and(|a| a.tunnels.contains_key(name));
         let link = match (observed.link(name), tunnel.create) {
-            (Some(link), _) => match mismatch(tunnel, link) {
+            (Some(link), _) => match mismatch(tunnel, link).or_else(|| deaf(tunnel, link).filter(|_| is_ours(b, link)))
+            {
                 None => {
                     repair_tunnel(b, tunnel, link, mtu);
                     Some(LinkRef::of(link))
                 }
-                Some(why) if tunnel.create && is_ours(link) => {
+                Some(why) if tunnel.create && is_ours(b, link) => {
                     let detail = format!("make the device anew: {why}");
                     let reason = if b.tunnel_unchanged(name) { Reason::Drift } else { Reason::Changed };
                     b.device_change(Object::Tunnel, name, ChangeAction::Update, reason, detail);
                     b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(link) });
-                    b.deleted_links.insert(link.ifindex);
+                    b.deleted_links.insert(link.ifindex, name.clone());
                     make_tunnel(b, tunnel, mtu);
                     Some(LinkRef::to_be_made(name))
                 }
@@ -113,12 +121,12 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
             (None, true) => {
                 let reason = b.device_reason(known);
                 // One that was renamed still holds the port.
-                let alias = tunnel_alias(name);
+                let alias = observed.instance.tunnel_alias(name);
                 if let Some(renamed) = observed.links.iter().find(|l| l.alias.as_deref() == Some(alias.as_str())) {
                     let detail = format!("delete {}, which it was renamed to", renamed.name);
                     b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
                     b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(renamed) });
-                    b.deleted_links.insert(renamed.ifindex);
+                    b.deleted_links.insert(renamed.ifindex, name.clone());
                 }
                 let detail = format!("make the {} device, MTU {mtu}", tunnel.kind);
                 b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
@@ -143,7 +151,7 @@ fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {
         ip6: tunnel.kind == TunnelKind::Gretap && tunnel.local.v4.is_none(),
         local: tunnel.local,
         mtu,
-        alias: tunnel_alias(&tunnel.name),
+        alias: b.input.observed.instance.tunnel_alias(&tunnel.name),
         udp6_zero_checksum_rx: tunnel.local.v6.is_some() && tunnel.kind != TunnelKind::Gretap,
     };
     b.operation(Phase::MakeLinks, &tunnel.name, Step::CreateLink { link });
@@ -152,20 +160,35 @@ fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {
 }
 
 fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
-    if !tunnel.create {
+    if !tunnel.create || !is_ours(b, link) {
         return;
     }
     let reference = LinkRef::of(link);
     let reason = if b.tunnel_unchanged(&tunnel.name) { Reason::Drift } else { Reason::Changed };
-    let repair = |b: &mut Builder<'_>, phase, detail: String, change| {
+    let repair = |b: &mut Builder<'_>, detail: String, change| {
         b.device_change(Object::Tunnel, &tunnel.name, ChangeAction::Update, reason, detail);
-        edit(b, phase, &tunnel.name, &reference, change);
+        edit(b, Phase::Join, &tunnel.name, &reference, change);
     };
-    if is_ours(link) && link.mtu != mtu {
-        repair(b, Phase::Join, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+    if link.mtu != mtu {
+        repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+    }
+    if link.tunnel.as_ref().is_some_and(|device| device.learning) {
+        repair(b, "learning off".to_owned(), LinkEdit::Learning(false));
+    }
+    // Of a device in external mode the address informs people, and the kernel changes it within its family only.
+    let local = device_local(tunnel.kind, tunnel.local);
+    let live = link.tunnel.as_ref().map(|device| device.local).unwrap_or_default();
+    let moved = match (live, local) {
+        (Local { v4: Some(old), .. }, Local { v4: Some(new), .. }) if old != new => Some((old.into(), new.into())),
+        (Local { v6: Some(old), .. }, Local { v6: Some(new), .. }) if old != new => Some((old.into(), new.into())),
+        _ => None,
+    };
+    if let (TunnelKind::Vxlan, Some((old, new))) = (tunnel.kind, moved) {
+        let old: IpAddr = old;
+        repair(b, format!("local address {old} -> {new}"), LinkEdit::VxlanLocal(new));
     }
     if !link.up {
-        repair(b, Phase::Join, "down -> up".to_owned(), LinkEdit::Up(true));
+        repair(b, "down -> up".to_owned(), LinkEdit::Up(true));
     }
 }
 
@@ -245,7 +268,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
         None => {
             let reason = b.device_reason(known);
             b.device_change(Object::Bridge, name, ChangeAction::Create, reason, format!("make the bridge, MTU {mtu}"));
-            let link = NewLink::Bridge { name: name.clone(), mtu, alias: bridge_alias(name) };
+            let link = NewLink::Bridge { name: name.clone(), mtu, alias: b.input.observed.instance.bridge_alias(name) };
             b.operation(Phase::MakeLinks, name, Step::CreateLink { link });
             let link = LinkRef::to_be_made(name);
             edit(b, Phase::Join, name, &link, LinkEdit::Up(true));
@@ -268,7 +291,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
         }
         Some(link) => {
             let reference = LinkRef::of(link);
-            if is_ours(link) {
+            if is_ours(b, link) {
                 let reason = if known { Reason::Drift } else { Reason::Changed };
                 if link.mtu != mtu {
                     let detail = format!("MTU {} -> {mtu}", link.mtu);
@@ -287,7 +310,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
 
 fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, bridge: &LinkRef) -> Option<LinkRef> {
     let address = mapping.address();
-    let alias = port_alias(&mapping.tenant, &port.node);
+    let alias = b.input.observed.instance.port_alias(&mapping.tenant, &port.node);
     let altname = format!("{}/{}", mapping.tenant, port.node);
     let mtu = b.tunnels.get(mapping.key.tunnel.as_str()).map_or(USUAL_MTU, |t| t.mtu);
     let Some(link) = b.input.observed.link(&mapping.interface) else {
@@ -312,7 +335,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
         return None;
     }
     let reference = LinkRef::of(link);
-    let repair = |b: &mut Builder<'_>, detail: String, change: LinkEdit| {
+    let repair = |b: &mut Builder<'_>, detail: String, phase, change: LinkEdit| {
         let origin = mapping.origin.clone();
         let reason = match b.input.accepted.and_then(|a| a.mappings.get(&mapping.interface)) {
             Some(known) if known.generated == mapping.generated && known.key == mapping.key => Reason::Drift,
@@ -329,7 +352,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
             origin: Some(origin),
         });
         change_of_mapping.details.push(detail);
-        edit(b, Phase::Join, &address, &reference, change);
+        edit(b, phase, &address, &reference, change);
     };
     let joined = bridge.ifindex.is_some() && link.master == bridge.ifindex;
     if !joined {
@@ -337,19 +360,26 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
             Some(other) => format!("it is in {}", other.name),
             None => "it is in none".to_owned(),
         };
-        repair(b, format!("join bridge {} ({now})", bridge.name), LinkEdit::Master(bridge.clone()));
+        // Outside of its bridge it would hand its tenant's packets to the host's own stack: down before anything leads there.
+        if link.up {
+            repair(b, "set down".to_owned(), Phase::MakeLinks, LinkEdit::Up(false));
+        }
+        let detail = format!("join bridge {} ({now})", bridge.name);
+        repair(b, detail, Phase::Join, LinkEdit::Master(bridge.clone()));
     }
     if !joined || link.isolated != Some(true) {
-        repair(b, "isolated off -> on".to_owned(), LinkEdit::Isolated(true));
+        repair(b, "isolated off -> on".to_owned(), Phase::Join, LinkEdit::Isolated(true));
     }
     if link.mtu != mtu {
-        repair(b, format!("MTU {} -> {mtu}", link.mtu), LinkEdit::Mtu(mtu));
+        repair(b, format!("MTU {} -> {mtu}", link.mtu), Phase::Join, LinkEdit::Mtu(mtu));
     }
-    if !link.altnames.contains(&altname) {
-        repair(b, format!("alternative name {altname}"), LinkEdit::Altname(altname.clone()));
+    // An alternative name is for people: one that another link has is left to it.
+    let taken = || b.input.observed.links.iter().any(|l| l.name == altname || l.altnames.contains(&altname));
+    if !link.altnames.contains(&altname) && !taken() {
+        repair(b, format!("alternative name {altname}"), Phase::Join, LinkEdit::Altname(altname.clone()));
     }
-    if !link.up {
-        repair(b, "down -> up".to_owned(), LinkEdit::Up(true));
+    if !joined || !link.up {
+        repair(b, "down -> up".to_owned(), Phase::Join, LinkEdit::Up(true));
     }
     Some(reference)
 }
@@ -360,13 +390,13 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
     let observed = b.input.observed;
     let mut doomed: Vec<(&Link, Object, String)> = Vec::new();
     for link in &observed.links {
-        let Some(alias) = link.alias.as_deref() else { continue };
+        let Some(made) = observed.instance.made(link.alias.as_deref()) else { continue };
         let ports = b.input.accepted.and_then(|a| a.mappings.get(&link.name)).map(Mapping::address);
-        if alias == tunnel_alias(&link.name) {
+        if made.strip_prefix("tunnel ") == Some(link.name.as_str()) {
             if !desired.tunnels.contains_key(&link.name) {
                 doomed.push((link, Object::Tunnel, link.name.clone()));
             }
-        } else if let Some(of) = alias.strip_prefix("tunnel-mesh port ")
+        } else if let Some(of) = made.strip_prefix("port ")
             && desired.mappings.get(&link.name).is_none_or(|m| m.generated.is_none())
         {
             let tenant = of.split('/').next().unwrap_or(of);
@@ -375,7 +405,8 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
     }
     let going: BTreeSet<u32> = doomed.iter().map(|(l, ..)| l.ifindex).collect();
     for link in &observed.links {
-        let ours = link.alias.as_deref() == Some(bridge_alias(&link.name).as_str());
+        let made = observed.instance.made(link.alias.as_deref()).and_then(|made| made.strip_prefix("bridge "));
+        let ours = made == Some(link.name.as_str());
         if ours && !desired.bridges.contains_key(&link.name) {
             let foreign = observed.links.iter().any(|l| l.master == Some(link.ifindex) && !going.contains(&l.ifindex));
             if !foreign {
@@ -384,7 +415,7 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
         }
     }
     for (link, object, address) in doomed {
-        b.deleted_links.insert(link.ifindex);
+        b.deleted_links.insert(link.ifindex, address.clone());
         b.operation(Phase::DeleteLinks, &address, Step::DeleteLink { link: LinkRef::of(link) });
         let known = b.input.accepted.is_none_or(|a| {
             a.tunnels.contains_key(&address) || a.bridges.contains_key(&address) || a.mappings.contains_key(&link.name)

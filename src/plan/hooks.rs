@@ -30,15 +30,34 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         ));
     }
 
+    wanted.extend(held_fast(b, &wanted));
+
+    // Runs, but perhaps on other maps than those that are about to be written: of an unknown program nobody knows, and a
+    // growth takes along what is attached by TCX only.
+    let (present, growing) = (b.live.present, b.growing);
+    let left_behind = |a: &Attachment| {
+        let known = loaded.values().any(|l| Some(l.id) == a.program && l.current);
+        present && a.program.is_some() && (!known || (growing && a.kind == HookKind::Clsact))
+    };
+    let wanted_at = |a: &Attachment| wanted.iter().any(|w| w.1.ifindex == Some(a.ifindex) && w.2 == a.direction);
+    let hook_left_behind = |link: &LinkRef, direction: Direction| {
+        let mut here = b.input.observed.attachments.iter();
+        here.any(|a| Some(a.ifindex) == link.ifindex && a.direction == direction && left_behind(a))
+    };
+
     // Programs first: one that is missing or comes from another build is loaded, and replaced wherever it runs.
     let mut programs: BTreeSet<Program> = wanted.iter().map(|w| w.0).collect();
     let needed = programs.clone();
-    programs.retain(|p| !b.growing && !loaded.get(p).is_some_and(|l| l.current));
+    if b.input.observed.attachments.iter().any(|a| left_behind(a) && !wanted_at(a)) {
+        programs.insert(Program::HandleEgress);
+    }
+    // A growth loads every program that is pinned.
+    programs.retain(|p| loaded.get(p).is_none_or(|l| !b.growing && !l.current));
     for program in &programs {
-        b.operation(Phase::Programs, "data plane", Step::LoadProgram { program: *program });
+        b.operation(Phase::Programs, DATA_PLANE, Step::LoadProgram { program: *program });
         let reason = if loaded.contains_key(program) { Reason::Upgrade } else { Reason::Added };
         let action = if loaded.contains_key(program) { ChangeAction::Update } else { ChangeAction::Create };
-        b.device_change(Object::DataPlane, "data plane", action, reason, format!("load {}", describe(*program)));
+        b.device_change(Object::DataPlane, DATA_PLANE, action, reason, format!("load {}", describe(*program)));
     }
 
     let find = |link: &LinkRef, direction: Direction, kind: HookKind| {
@@ -61,7 +80,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
         }
-        let phase = if b.growing && found.is_some() { Phase::Programs } else { Phase::Attach };
+        let phase = if hook_left_behind(link, *direction) { Phase::Programs } else { Phase::Attach };
         let detail = match found {
             None if link.ifindex.is_none() => None,
             None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
@@ -83,7 +102,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         steps.push((phase, program, link, *direction, *object, address, replace, detail, belongs));
     }
     for (phase, program, link, direction, object, address, replace, detail, belongs) in steps {
-        let change = if belongs { "data plane" } else { address.as_str() };
+        let change = if belongs { DATA_PLANE } else { address.as_str() };
         if let Some(detail) = detail {
             note(b, object, address, detail);
         }
@@ -98,14 +117,29 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if wanted_here && right_kind {
             continue;
         }
+        // Where TCX is in use, a filter is looked for only where an entry leads: it goes before its entry does.
+        let hidden_soon = attachment.kind == HookKind::Clsact && kind == HookKind::Tcx && !wanted_here;
         let link = b.input.observed.link_by_index(attachment.ifindex);
-        if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains(&attachment.ifindex)) {
+        if left_behind(attachment) && !wanted_here && !hidden_soon {
+            // Nobody is to be heard there any more, but until it is detached nothing may reach the host's stack:
+            // handle_egress drops what has no entry.
+            let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
+            let Attachment { direction, kind, .. } = *attachment;
+            let step = Step::Attach { program: Program::HandleEgress, link, direction, kind, replace: true };
+            b.operation(Phase::Programs, DATA_PLANE, step);
+        }
+        if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains_key(&attachment.ifindex))
+        {
             continue; // the filter goes with its link
         }
         let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
-        let address = owner_of(b, attachment.ifindex).unwrap_or_else(|| link.to_string());
+        // Of the same change as its link, if that goes: where the link can't be deleted, the program stays.
+        let doomed = b.deleted_links.get(&attachment.ifindex).cloned();
+        let address = doomed.or_else(|| owner_of(b, attachment.ifindex)).unwrap_or_else(|| link.to_string());
         let direction = attachment.direction;
-        b.operation(Phase::Detach, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
+        let replaced = wanted_here && left_behind(attachment);
+        let phase = if hidden_soon || replaced { Phase::Programs } else { Phase::Detach };
+        b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
         let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
         note_detach(b, object, &address, format!("detach from {link} {direction}"));
     }
@@ -113,11 +147,42 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     for (program, _) in loaded.iter().filter(|(p, _)| !needed.contains(p)) {
         // handle_egress stays loaded: the next mapping finds it there.
         if matches!(program, Program::HandleIngress { .. }) {
-            b.operation(Phase::Unload, "data plane", Step::UnloadProgram { program: *program });
+            b.operation(Phase::Unload, DATA_PLANE, Step::UnloadProgram { program: *program });
             let detail = format!("unload {}", describe(*program));
-            b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Removed, detail);
+            b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Removed, detail);
         }
     }
+}
+
+/// Hooks of ours on devices that the files name and that can't be used as they are: the program stays there and drops,
+/// or a tenant's packets would fall to the host's own stack.
+fn held_fast(
+    b: &Builder<'_>,
+    wanted: &[(Program, LinkRef, Direction, Object, String)],
+) -> Vec<(Program, LinkRef, Direction, Object, String)> {
+    let observed = b.input.observed;
+    let mut hooks = Vec::new();
+    for attachment in &observed.attachments {
+        let Attachment { ifindex, direction, .. } = *attachment;
+        let Some(link) = observed.link_by_index(ifindex).filter(|_| !b.deleted_links.contains_key(&ifindex)) else {
+            continue;
+        };
+        // A clsact filter and a TCX attachment on one hook are one wish.
+        let known = wanted.iter().chain(&hooks).any(|(_, l, d, ..)| l.ifindex == Some(ifindex) && *d == direction);
+        let planned = b.mappings.iter().any(|m| m.link.ifindex == Some(ifindex));
+        if known || planned {
+            continue;
+        }
+        if let Some((name, tunnel)) = b.tunnels.get_key_value(link.name.as_str()) {
+            if direction == Direction::Ingress && tunnel.link.is_none() {
+                let program = Program::HandleIngress { tunnel: tunnel.index };
+                hooks.push((program, LinkRef::of(link), direction, Object::Tunnel, (*name).to_owned()));
+            }
+        } else if let Some(mapping) = b.input.desired.mappings.get(&link.name) {
+            hooks.push((Program::HandleEgress, LinkRef::of(link), direction, Object::Mapping, mapping.address()));
+        }
+    }
+    hooks
 }
 
 fn describe(program: Program) -> String {

@@ -83,27 +83,34 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
         return;
     }
     let slots = b.mappings.iter().map(|m| m.slot + 1).max().unwrap_or(FIRST_MAPPING_SLOT);
-    let new_keys = b.mappings.iter().filter(|m| m.fresh || !b.live.present).count() as u32;
-    let peak = slots.max(b.live.keys.len() as u32 + new_keys).max(b.live.ifs.len() as u32 + new_keys);
+    // Entries come before those that they replace go: a mapping with another key needs room for both.
+    let new_keys = b.mappings.iter().filter(|m| {
+        let tunnel = b.tunnels.get(m.mapping.key.tunnel.as_str());
+        tunnel.is_some_and(|t| !b.live.keys.contains_key(&key_of(m.mapping, t.index)))
+    });
+    let new_ifs = b.mappings.iter().filter(|m| m.link.ifindex.is_none_or(|i| !b.live.ifs.contains_key(&i)));
+    let keys = b.live.keys.len() + new_keys.count();
+    let ifs = b.live.ifs.len() + new_ifs.count();
+    let peak = slots.max(keys as u32).max(ifs as u32);
     let roomy = || {
         let wanted = FIRST_MAPPING_SLOT + (b.mappings.len() as u32).saturating_mul(2);
         wanted.max(peak).next_power_of_two().clamp(SMALLEST_CAPACITY, SLOT_LIMIT)
     };
     if !b.live.present {
         let capacity = roomy();
-        b.operation(Phase::Maps, "data plane", Step::CreateMaps { capacity });
+        b.operation(Phase::Maps, DATA_PLANE, Step::CreateMaps { capacity });
         let detail = format!("create maps for {} mappings", capacity - FIRST_MAPPING_SLOT);
-        b.device_change(Object::DataPlane, "data plane", ChangeAction::Create, Reason::Added, detail);
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Create, Reason::Added, detail);
     } else if peak > b.live.capacity {
         let (from, to) = (b.live.capacity, roomy().max(b.live.capacity.saturating_mul(2)).min(SLOT_LIMIT));
         b.growing = true;
-        b.operation(Phase::Maps, "data plane", Step::GrowMaps { from, to });
+        b.operation(Phase::Maps, DATA_PLANE, Step::GrowMaps { from, to });
         let detail = format!(
             "grow maps from {} to {} mappings",
             from.saturating_sub(FIRST_MAPPING_SLOT),
             to - FIRST_MAPPING_SLOT
         );
-        b.device_change(Object::DataPlane, "data plane", ChangeAction::Update, Reason::Added, detail);
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Added, detail);
     }
 }
 
@@ -147,7 +154,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         match &planned.link {
             Some(link) => {
                 if !same_dev {
-                    b.operation(Phase::Tunnels, name, Step::SetDev { slot: planned.index, link: link.clone() });
+                    b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: planned.index, link: link.clone() });
                 }
             }
             None => {

@@ -13,6 +13,9 @@
 //!    a tunnel comes back with right entries only; then the targets of what stopped go;
 //! 7. programs are attached, then devices join their bridge and go up;
 //! 8. devices that nobody wants are deleted, then programs are detached.
+//!
+//! Before all that, maps are made or grown, and what is attached but runs on other maps than the live ones (those
+//! before a growth, say) is replaced or detached: it would go on by a topology that nobody remembers.
 
 mod builder;
 mod devices;
@@ -28,6 +31,9 @@ pub use builder::plan;
 
 /// Version of the plan's JSON.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// Address of the changes of the maps and programs as a whole.
+pub const DATA_PLANE: &str = "data plane";
 
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -391,6 +397,10 @@ pub enum LinkEdit {
     Master(LinkRef),
     /// Bridge port option `isolated`.
     Isolated(bool),
+    /// Whether a vxlan device learns addresses.
+    Learning(bool),
+    /// Local address of a vxlan device, in place of one of the same family.
+    VxlanLocal(std::net::IpAddr),
     /// Alias.
     Alias(String),
     /// Adds an alternative name.

@@ -27,7 +27,7 @@ pub(super) fn assign(b: &mut Builder<'_>) {
     }
 
     // An interface that lost its entry keeps the slot of its key. One that was recreated takes it over, emptied by the
-    // kernel, if nothing else arrives through that slot.
+    // kernel, if nothing else arrives through that slot, and nothing else would be sent by an entry that waits there.
     let mut keys_by_slot: BTreeMap<u32, usize> = BTreeMap::new();
     for value in live.keys.values() {
         *keys_by_slot.entry(value.slot).or_default() += 1;
@@ -38,9 +38,10 @@ pub(super) fn assign(b: &mut Builder<'_>) {
         let key = super::mappings::key_of(planned.mapping, tunnel.index);
         let Some(slot) = live.keys.get(&key).map(|v| v.slot) else { return true };
         let real = slot >= FIRST_MAPPING_SLOT && slot < live.capacity;
+        let waiting = planned.link.ifindex.and_then(|i| live.ifs.get(&i)).filter(|entry| entry.slot == slot);
         let usable = match live.devs.get(&slot) {
             Some(holder) => planned.link.ifindex == Some(*holder),
-            None => keys_by_slot.get(&slot) == Some(&1),
+            None => keys_by_slot.get(&slot) == Some(&1) && waiting.is_none_or(|entry| entry.key == key),
         };
         if real && usable && taken.insert(slot) {
             planned.slot = slot;

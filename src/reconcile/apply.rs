@@ -1,11 +1,13 @@
 //! Executes a plan: groups its operations into batches, in order, and says what happened to each change.
 //!
 //! The rule: a plan is safe after any prefix, so a failure of the maps stops the pass there. A failure that concerns
-//! one device or hook freezes only the rest of *its* change; everything else goes on.
+//! one device or hook freezes only the rest of *its* change; everything else goes on. But a program that could not be put
+//! in the place of one that runs on other maps stops the pass, too, while there is something to be written: it would go
+//! on with what it knows, however far the topology moves on.
 
 use super::kernel::{Batch, Kernel};
 use crate::model::*;
-use crate::plan::{LinkEdit, LinkRef, Operation, Plan, Step};
+use crate::plan::{DATA_PLANE, LinkEdit, LinkRef, Operation, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most operations that travel in one batch.
@@ -48,7 +50,7 @@ pub async fn apply<K: Kernel>(kernel: &mut K, plan: &Plan) -> Applied {
         let length = run_length(rest);
         let (group, tail) = rest.split_at(length);
         rest = tail;
-        if !execute_group(kernel, &mut run, group).await {
+        if !execute_group(kernel, &mut run, group, rest).await {
             tracing::warn!(left = rest.len(), "the rest of the plan waits for the next pass");
             break;
         }
@@ -96,17 +98,27 @@ fn batches(step: &Step) -> bool {
     )
 }
 
-/// Returns whether the pass may go on.
-async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operation]) -> bool {
+/// Whether an operation writes a map that programs read.
+fn writes_map(step: &Step) -> bool {
+    batches(step) && !matches!(step, Step::DeleteLink { .. } | Step::ResetCounters { .. })
+}
+
+/// Returns whether the pass may go on with the rest.
+async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operation], rest: &[Operation]) -> bool {
     // A link that is missing was to be made by an operation that failed, which has said so; what needs it is left out.
     let unresolved = group.iter().filter(|o| !run.frozen.contains(&o.change));
     let unresolved = unresolved.filter(|o| needs(&o.step).is_some_and(|l| l.resolve(&run.made).is_none()));
     let unresolved: Vec<String> = unresolved.map(|o| o.change.clone()).collect();
     run.frozen.extend(unresolved);
     // A tunnel keeps its index even where its device could not be made. Written once: a pass that can only fail again
-    // changes nothing.
+    // changes nothing. And what nobody wants stops, whatever else could not be done: it must not come back to life with
+    // its tunnel.
     let goes_on = |o: &&Operation| {
-        !run.frozen.contains(&o.change) || matches!(o.step, Step::SetConf { without_device: true, .. })
+        let always = matches!(
+            o.step,
+            Step::SetConf { without_device: true, .. } | Step::DeleteIf { .. } | Step::DeleteTunkey { .. }
+        );
+        always || !run.frozen.contains(&o.change)
     };
     let live: Vec<&Operation> = group.iter().filter(goes_on).collect();
     let Some(first) = live.first() else { return true };
@@ -118,10 +130,12 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             return true;
         }
     };
-    match kernel.execute(&batch).await {
+    let result = kernel.execute(&batch).await;
+    // A batch that failed may have been carried out in part.
+    run.applied.released |= releases(&batch);
+    match result {
         Ok(outcome) => {
             run.applied.done += live.len() - outcome.gone.len();
-            run.applied.released |= releases(&batch);
             if let (Batch::CreateLink(link), Some(ifindex)) = (&batch, outcome.ifindex) {
                 run.made.insert(link.name().to_owned(), ifindex);
             }
@@ -133,24 +147,27 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             true
         }
         Err(error) => {
-            let concerns_one = (!batches(&first.step) || matches!(first.step, Step::DeleteLink { .. }))
-                && !matches!(
-                    first.step,
-                    Step::CreateMaps { .. }
-                        | Step::GrowMaps { .. }
-                        | Step::LoadProgram { .. }
-                        | Step::UnloadProgram { .. }
-                );
-            let vanished = crate::netlink::is_gone(&error);
+            let vanished = super::is_gone(&error);
+            // What stands on a link that could not be deleted stays, too.
+            run.frozen.extend(live.iter().map(|o| o.change.clone()).filter(|change| change != DATA_PLANE));
+            let goes_on = match &first.step {
+                Step::CreateLink { .. } | Step::ChangeLink { .. } | Step::DeleteLink { .. } => true,
+                // Nothing passes a link that is gone.
+                Step::Attach { .. } | Step::Detach { .. } => vanished || !rest.iter().any(|o| writes_map(&o.step)),
+                _ => false,
+            };
             run.fail(&first.change, error, vanished);
-            concerns_one
+            goes_on
         }
     }
 }
 
 impl Run {
     fn fail(&mut self, change: &str, error: anyhow::Error, vanished: bool) {
-        self.frozen.insert(change.to_owned());
+        // The data plane as a whole doesn't wait for one link that is gone.
+        if !(vanished && change == DATA_PLANE) {
+            self.frozen.insert(change.to_owned());
+        }
         self.applied.failures.push(Failure { change: change.to_owned(), error, vanished });
     }
 }
@@ -191,6 +208,8 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
                 LinkEdit::Mtu(mtu) => LinkChange::Mtu(*mtu),
                 LinkEdit::Master(bridge) => LinkChange::Master { bridge: Some(index(bridge)?) },
                 LinkEdit::Isolated(on) => LinkChange::Isolated(*on),
+                LinkEdit::Learning(on) => LinkChange::Learning(*on),
+                LinkEdit::VxlanLocal(local) => LinkChange::VxlanLocal(*local),
                 LinkEdit::Alias(alias) => LinkChange::Alias(alias.clone()),
                 LinkEdit::Altname(name) => LinkChange::Altname(name.clone()),
             };

@@ -4,9 +4,10 @@
 
 use super::control::{self, Answer, Request};
 use super::instance::{Lock, Paths};
-use super::intent::{Removals, intend};
+use super::intent::{Cause, intend};
 use super::live::LiveKernel;
 use super::loader::Loader;
+use super::progress::Progress;
 use super::status::{Daemon as Health, Status};
 use super::{Reconciler, Report};
 use crate::files::accepted::Accepted;
@@ -23,10 +24,6 @@ use tokio::time::{Instant, sleep_until};
 const LINK_QUIET: Duration = Duration::from_millis(2);
 /// How often the directory is looked over, whatever inotify says.
 const RESCAN: Duration = Duration::from_secs(1);
-/// First pause before a failed pass is tried again; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Longest pause before a failed pass is tried again.
-const RETRY_MAX: Duration = Duration::from_secs(30);
 /// A date that doesn't come.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -50,12 +47,12 @@ pub struct Daemon {
     intent: Option<Intent>,
     /// Why the files were not accepted.
     config_error: Option<String>,
-    /// Failures of the last pass.
-    errors: Vec<String>,
+    /// Why the accepted state is not on disk, where it should be.
+    unsaved: Option<String>,
+    progress: Progress,
     health: Health,
     next_pass: Instant,
     next_rescan: Instant,
-    retry: Duration,
     _lock: Lock,
 }
 
@@ -74,7 +71,7 @@ impl Daemon {
     pub async fn start(options: Options, loader: Loader) -> Result<Self> {
         let lock = Lock::take(&options.paths.pins)?;
         let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
-        kernel.recover()?;
+        kernel.recover().await?;
         let intent = match Accepted::load(&options.paths.state) {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -89,11 +86,11 @@ impl Daemon {
             reconciler: Reconciler::new(kernel),
             intent,
             config_error: None,
-            errors: Vec::new(),
+            unsaved: None,
+            progress: Progress::default(),
             health: Health { running: true, pid: Some(std::process::id()), ..Health::default() },
             next_pass: now,
             next_rescan: now + RESCAN,
-            retry: RETRY_MIN,
             _lock: lock,
         })
     }
@@ -116,7 +113,7 @@ impl Daemon {
         let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
         let mut next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
 
-        if self.reread(Removals { allow: false, delay: true }).await.is_none() {
+        if self.reread(Cause::Changed).await.is_none() {
             // The last accepted state stays in force although the files are broken.
             self.pass(None).await;
         }
@@ -131,7 +128,7 @@ impl Daemon {
                 _ = interrupt.recv() => break End::Signal,
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading the files and making a pass");
-                    if self.reread(Removals { allow: false, delay: true }).await.is_none() {
+                    if self.reread(Cause::Changed).await.is_none() {
                         self.pass(None).await;
                     }
                 }
@@ -144,7 +141,7 @@ impl Daemon {
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
                     if !self.loader.unchanged() {
-                        self.reread(Removals { allow: false, delay: true }).await;
+                        self.reread(Cause::Changed).await;
                     }
                 }
                 () = sleep_until(self.next_rescan) => {
@@ -189,21 +186,24 @@ impl Daemon {
 
     /// Looks the directory over: what inotify doesn't show, and the confirmation that removals wait for.
     async fn rescan(&mut self, files: &mut Watch) {
+        if self.unsaved.is_some() {
+            self.save();
+        }
         if files.git_is_writing() {
             return;
         }
         if !self.loader.unchanged() {
             // inotify said nothing: it watches something that isn't there any more.
             files.renew();
-            self.reread(Removals { allow: false, delay: true }).await;
+            self.reread(Cause::Changed).await;
         } else if self.intent.as_ref().is_some_and(|i| !i.delayed.is_empty()) {
-            self.reread(Removals { allow: false, delay: false }).await;
+            self.reread(Cause::Confirm).await;
         }
     }
 
-    async fn reread(&mut self, removals: Removals) -> Option<Report> {
+    async fn reread(&mut self, cause: Cause) -> Option<Report> {
         let before = self.intent.as_ref().map(|i| i.desired.clone()).unwrap_or_default();
-        if !self.read_files(removals) {
+        if !self.read_files(cause) {
             return None;
         }
         self.pass(Some(&before)).await
@@ -215,7 +215,7 @@ impl Daemon {
     }
 
     /// Takes the files' state over, if it is valid. Returns whether it was.
-    fn read_files(&mut self, removals: Removals) -> bool {
+    fn read_files(&mut self, cause: Cause) -> bool {
         // Whoever asks, what removals wait for is a full second without a change.
         self.next_rescan = Instant::now() + RESCAN;
         let new = match self.loader.load() {
@@ -230,7 +230,7 @@ impl Daemon {
             }
         };
         self.config_error = None;
-        let intent = intend(self.intent.as_ref(), new, removals);
+        let intent = intend(self.intent.as_ref(), new, cause.removals(self.loader.steady()));
         if self.intent.as_ref() == Some(&intent) {
             return true;
         }
@@ -241,44 +241,40 @@ impl Daemon {
             );
         }
         tracing::info!(revision = %intent.desired.revision, mappings = intent.desired.mappings.len(), "topology accepted");
-        if let Err(error) = Accepted::store(&self.options.paths.state, &intent) {
-            tracing::error!("{error:#}");
-            self.errors = vec![format!("{error:#}")];
-        }
         self.intent = Some(intent);
+        self.save();
         true
+    }
+
+    /// Puts the accepted state on disk. Until that succeeds, `status` says why, and each rescan tries again: a restart
+    /// with broken files would bring back what was accepted before.
+    fn save(&mut self) {
+        let Some(intent) = &self.intent else { return };
+        let failure = Accepted::store(&self.options.paths.state, intent).err().map(|error| format!("{error:#}"));
+        if let Some(text) = failure.as_ref().filter(|text| self.unsaved.as_ref() != Some(text)) {
+            tracing::error!("{text}");
+        }
+        self.unsaved = failure;
     }
 
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
         self.next_pass = Instant::now() + self.options.interval;
         let intent = self.intent.as_ref()?;
-        self.health.passes += 1;
         let before = before.unwrap_or(&intent.desired);
-        let report = self.reconciler.pass(&intent.desired, Some(before)).await;
-        let (failed, report) = match report {
+        let result = self.reconciler.pass(&intent.desired, Some(before)).await;
+        if let Some(pause) = self.progress.note(&result) {
+            self.next_pass = Instant::now() + pause;
+        }
+        match result {
             Ok(report) => {
-                self.health.operations += report.operations as u64;
                 log(&report);
-                self.errors = report.failures.iter().map(|(change, error)| format!("{change}: {error}")).collect();
-                if self.errors.is_empty() && report.left > 0 {
-                    self.errors = vec![format!("{} operations are left over; the next pass retries", report.left)];
-                }
-                (!report.converged(), Some(report))
+                Some(report)
             }
             Err(error) => {
                 tracing::error!("pass failed: {error:#}");
-                self.errors = vec![format!("{error:#}")];
-                (true, None)
+                None
             }
-        };
-        if failed {
-            self.health.failed_passes += 1;
-            self.next_pass = Instant::now() + self.retry;
-            self.retry = (self.retry * 2).min(RETRY_MAX);
-        } else {
-            self.retry = RETRY_MIN;
         }
-        report
     }
 
     /// Serves one client. Returns whether the daemon is to end.
@@ -318,12 +314,12 @@ impl Daemon {
     }
 
     async fn serve_apply(&mut self, allow: bool) -> Answer {
-        let report = self.reread(Removals { allow, delay: false }).await;
+        let report = self.reread(Cause::Asked { allow_deletes: allow }).await;
         let held = self.intent.as_ref().map(|i| i.held.clone()).unwrap_or_default();
         if let Some(config_error) = &self.config_error {
             return Answer { config_error: Some(config_error.clone()), held, ..Answer::default() };
         }
-        let error = report.is_none().then(|| self.errors.join("\n"));
+        let error = report.is_none().then(|| self.progress.errors.join("\n"));
         Answer { report, held, error, ..Answer::default() }
     }
 
@@ -336,10 +332,11 @@ impl Daemon {
 
     async fn status(&mut self) -> Result<Status> {
         let mut status = read_status(&mut self.reconciler, self.intent.as_ref()).await?;
-        status.daemon = self.health.clone();
+        let Progress { passes, failed_passes, operations, .. } = self.progress;
+        status.daemon = Health { passes, failed_passes, operations, ..self.health.clone() };
         status.config_error.clone_from(&self.config_error);
-        status.errors.clone_from(&self.errors);
-        status.in_force &= self.config_error.is_none() && self.errors.is_empty();
+        status.errors = self.unsaved.iter().chain(&self.progress.errors).cloned().collect();
+        status.in_force &= self.config_error.is_none() && status.errors.is_empty();
         Ok(status)
     }
 

@@ -14,6 +14,32 @@ pub struct Removals {
     pub delay: bool,
 }
 
+/// Why the files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Something may have changed.
+    Changed,
+    /// The directory looked unchanged, and removals wait for that.
+    Confirm,
+    /// Somebody asked for a pass.
+    Asked {
+        /// And allowed what the guard holds.
+        allow_deletes: bool,
+    },
+}
+
+impl Cause {
+    /// What that means for removals, where `steady` says whether the files read are those that were read before.
+    pub fn removals(self, steady: bool) -> Removals {
+        match self {
+            Self::Changed => Removals { allow: false, delay: true },
+            // What changed between the look and the reading has yet to be confirmed.
+            Self::Confirm => Removals { allow: false, delay: !steady },
+            Self::Asked { allow_deletes } => Removals { allow: allow_deletes, delay: false },
+        }
+    }
+}
+
 /// Compares the files' new state with what is in force.
 ///
 /// What is held stays held until the files have it again or somebody allows it: it must not slip through because other
@@ -78,6 +104,25 @@ mod tests {
         assert!(intend(Some(&held), state(0..30), ASK).held.is_empty());
         let allowed = intend(Some(&held), state(1..30), Removals { allow: true, delay: false });
         assert_eq!((allowed.held.len(), allowed.desired.mappings.len()), (0, 29));
+    }
+
+    #[test]
+    fn a_bridge_stays_with_the_tenant_whose_ports_are_held() {
+        let mesh = |tenant: &str, id: u32| {
+            let text = format!(
+                "version: 1\nnodes: {{a: 10.0.0.1, b: 10.0.0.2}}\ntunnels: {{v: {{kind: vxlan}}}}\n\
+                 tenants: {{{tenant}: {{id: {id}, bridge: br-x}}}}\n"
+            );
+            let parsed = parse(&SourceFile { name: "t".to_owned(), text: text.into_bytes() });
+            merge([&parsed]).unwrap().compile(&NodeChoice::Named("a".to_owned())).unwrap()
+        };
+        let before = Intent { desired: mesh("red", 1), ..Intent::default() };
+        let held = intend(Some(&before), mesh("blue", 2), ASK);
+        assert_eq!(held.held.len(), 1);
+        let tenants: Vec<&str> = held.desired.mappings.values().map(|m| m.tenant.as_str()).collect();
+        assert_eq!((tenants, held.desired.bridges["br-x"].tenant.as_str()), (vec!["red"], "red"));
+        let released = intend(Some(&held), mesh("blue", 2), Removals { allow: true, delay: false });
+        assert_eq!(released.desired, mesh("blue", 2));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct LiveKernel {
     netlink: Netlink,
+    instance: Instance,
     dataplane: Dataplane,
     hook_kind: HookKind,
     port_kind: Option<PortKind>,
@@ -40,7 +41,15 @@ impl LiveKernel {
     ///
     /// When privileges are missing, when pins have another layout, or when they belong to another namespace.
     pub async fn open(pins: &Path, hook: Option<HookKind>) -> Result<Self> {
-        let netlink = Netlink::open().await?;
+        let instance = Instance::of(pins);
+        let longest = instance.port_alias("", "").len() + ALTNAME_MAX - 1;
+        if longest > ALIAS_MAX {
+            bail!(
+                "the pin directory {} has a name too long for the aliases of devices; use a shorter one",
+                pins.display()
+            );
+        }
+        let netlink = Netlink::open().await?.for_instance(&instance);
         let tcx = crate::bpf::probe_tcx()?;
         let hook_kind = match hook {
             Some(HookKind::Tcx) if !tcx => {
@@ -53,6 +62,7 @@ impl LiveKernel {
         let dataplane = Dataplane::open(pins)?;
         let kernel = Self {
             netlink,
+            instance,
             dataplane,
             hook_kind,
             port_kind: None,
@@ -101,13 +111,19 @@ impl LiveKernel {
         Ok((traffic.collect(), unknown.collect()))
     }
 
-    /// Goes on from what a killed process left in the pin directory. Only the holder of the lock may.
+    /// Goes on from what a killed process left, in the pin directory and of devices. Only the holder of the lock may.
     ///
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn recover(&mut self) -> Result<()> {
-        self.dataplane.recover()
+    pub async fn recover(&mut self) -> Result<()> {
+        self.netlink.delete_unfinished().await?;
+        self.dataplane.recover()?;
+        // Killed before it noted the namespace, and so before it wrote an entry: the maps are as good as new.
+        if self.dataplane.capacity().is_some() && self.dataplane.namespace()?.is_none() {
+            self.dataplane.set_namespace(self.cookie)?;
+        }
+        Ok(())
     }
 
     /// Detaches, unpins and deletes everything that is ours, going on after failures.
@@ -116,10 +132,11 @@ impl LiveKernel {
     ///
     /// Never early: returns what failed.
     pub async fn remove_everything(&mut self) -> Result<Vec<anyhow::Error>> {
-        let observed = self.observe(false).await?;
         let mut failures = Vec::new();
+        failures.extend(self.netlink.delete_unfinished().await.err());
+        let observed = self.observe(false).await?;
         // Devices first: while they stand, their programs keep the tenants' packets from the host's stack.
-        let ours = observed.links.iter().filter(|l| l.alias.as_deref().is_some_and(|a| a.starts_with(ALIAS_PREFIX)));
+        let ours = observed.links.iter().filter(|l| self.instance.made(l.alias.as_deref()).is_some());
         let (bridges, others): (Vec<&Link>, Vec<&Link>) = ours.partition(|l| l.kind == "bridge");
         let indexes: Vec<u32> = others.iter().map(|l| l.ifindex).collect();
         failures.extend(self.netlink.delete_all(&indexes).await.err());
@@ -171,12 +188,19 @@ impl Kernel for LiveKernel {
             attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
         }
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        Ok(Observed { netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
+        let instance = self.instance.clone();
+        Ok(Observed { instance, netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {
+        let calls = crate::bpf::calls();
         let mut outcome = Outcome::default();
         let dataplane = &mut self.dataplane;
+        if dataplane.is_half_grown() {
+            // What runs where is another thing afterwards, so that a plan made before is void.
+            dataplane.recover().context("finish the growth of the maps that was interrupted")?;
+            bail!("the growth of the maps that was interrupted is finished now; the next pass goes on from there");
+        }
         match batch {
             Batch::CreateMaps(capacity) => {
                 dataplane.create_maps(*capacity)?;
@@ -197,13 +221,10 @@ impl Kernel for LiveKernel {
             Batch::SetDevs(entries) => {
                 // devs has no batch calls, and a device may be gone by now: each stands for itself.
                 for (place, (slot, ifindex)) in entries.iter().enumerate() {
-                    if let Err(error) = dataplane.write_devs(&[(*slot, *ifindex)]) {
-                        if super::is_denied(&error) {
-                            return Err(error);
-                        }
-                        outcome
-                            .gone
-                            .push((place, error.context(format!("set slot {slot} of devs to ifindex {ifindex}"))));
+                    let what = || format!("set slot {slot} of devs to ifindex {ifindex}");
+                    match dataplane.write_devs(&[(*slot, *ifindex)]).with_context(what) {
+                        Err(error) if super::is_gone(&error) => outcome.gone.push((place, error)),
+                        result => drop(result?),
                     }
                 }
             }
@@ -223,6 +244,7 @@ impl Kernel for LiveKernel {
                 }
             }
         }
+        tracing::debug!(calls = ?crate::bpf::calls().since(calls), "{batch:?}");
         Ok(outcome)
     }
 

@@ -16,6 +16,8 @@ pub struct Loader {
     cache: HashMap<PathBuf, (Stamp, ParsedFile)>,
     /// What the last look found: files, or why there are none.
     seen: Option<Result<Listing, String>>,
+    /// Whether the last load found what the one before it had found.
+    steady: bool,
 }
 
 /// Why the topology was not accepted.
@@ -64,7 +66,7 @@ impl Loader {
             Some(name) => NodeChoice::Named(name.to_owned()),
             None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
         };
-        Self { paths, node, cache: HashMap::new(), seen: None }
+        Self { paths, node, cache: HashMap::new(), seen: None, steady: false }
     }
 
     /// The directories.
@@ -77,6 +79,11 @@ impl Loader {
         self.seen.as_ref() == Some(&read::list(&self.paths).map_err(|e| format!("{e:#}")))
     }
 
+    /// Whether the last [`Loader::load`] found what the one before it had found, and read nothing anew.
+    pub fn steady(&self) -> bool {
+        self.steady
+    }
+
     /// Reads, parses what changed, merges and compiles.
     ///
     /// # Errors
@@ -84,10 +91,12 @@ impl Loader {
     /// [`Rejected`]: nothing of a topology with an error is taken over.
     pub fn load(&mut self) -> Result<Desired, Rejected> {
         let listing = read::list(&self.paths);
-        self.seen = Some(match &listing {
+        let seen = Some(match &listing {
             Ok(files) => Ok(files.clone()),
             Err(error) => Err(format!("{error:#}")),
         });
+        self.steady = self.seen == seen;
+        self.seen = seen;
         let listing = listing.map_err(Rejected::Unreadable)?;
         let known: std::collections::HashSet<&PathBuf> = listing.iter().map(|(p, _)| p).collect();
         self.cache.retain(|path, _| known.contains(path));
@@ -99,6 +108,7 @@ impl Loader {
                 self.seen = None;
                 Rejected::Unreadable(error)
             })?;
+            self.steady = false;
             self.cache.insert(path.clone(), (stamp, parse(&file)));
         }
         let files = listing.iter().filter_map(|(path, _)| self.cache.get(path)).map(|(_, parsed)| parsed);

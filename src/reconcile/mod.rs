@@ -12,6 +12,7 @@ pub mod intent;
 pub mod kernel;
 pub mod live;
 pub mod loader;
+pub mod progress;
 pub mod status;
 
 use crate::model::{Desired, Observed};
@@ -115,6 +116,11 @@ impl<K: Kernel> Reconciler<K> {
         }
         Ok(report)
     }
+}
+
+/// Whether an error means that a link isn't there any more.
+pub fn is_gone(error: &anyhow::Error) -> bool {
+    crate::netlink::is_gone(error) || error.is::<crate::bpf::DeviceGone>()
 }
 
 /// Whether the kernel refused for want of privilege.

@@ -262,6 +262,8 @@ impl Status {
                     (State::Drifted, Some(drift(change)))
                 } else if problem_of(&m.key.tunnel).is_some() || observed.link(&m.key.tunnel).is_none() {
                     (State::Pending, Some(format!("tunnel {} has no usable device", m.key.tunnel)))
+                } else if let Some(change) = changing(Object::Tunnel, &m.key.tunnel) {
+                    (State::Drifted, Some(format!("its tunnel {}: {}", m.key.tunnel, drift(change))))
                 } else if held.contains(&m.interface) {
                     (State::Held, Some("removed by the files; `apply --allow-deletes` releases it".to_owned()))
                 } else {

@@ -22,6 +22,8 @@ pub enum NodeChoice {
 struct Compiler<'a> {
     topology: &'a Topology,
     errors: Vec<Diagnostic>,
+    /// Whether the low-level mappings are checked for no host in particular.
+    any_host: bool,
 }
 
 /// Name of the port that is generated for a remote member: `tm` and 12 hex digits of a hash of what it stands for.
@@ -67,7 +69,7 @@ impl Topology {
     ///
     /// Everything that is wrong with the topology's meaning, seen from that node and as a whole.
     pub fn compile(&self, choice: &NodeChoice) -> Result<Desired, Vec<Diagnostic>> {
-        let mut compiler = Compiler { topology: self, errors: Vec::new() };
+        let mut compiler = Compiler { topology: self, errors: Vec::new(), any_host: false };
         compiler.check_whole();
         let node = match self.choose(choice) {
             Ok(node) => node,
@@ -86,13 +88,12 @@ impl Topology {
     ///
     /// Everything that is wrong with its meaning.
     pub fn check(&self) -> Result<(), Vec<Diagnostic>> {
-        let mut compiler = Compiler { topology: self, errors: Vec::new() };
+        let mut compiler = Compiler { topology: self, errors: Vec::new(), any_host: true };
         compiler.check_whole();
-        if self.nodes.is_empty() || self.tenants.is_empty() {
-            compiler.node(None);
-        } else {
+        compiler.node(None);
+        if !self.tenants.is_empty() {
             for node in self.nodes.keys() {
-                compiler.node(Some(node));
+                compiler.tenants_of(node);
             }
         }
         compiler.finish(Desired::default()).map(drop)
@@ -132,6 +133,10 @@ impl<'a> Compiler<'a> {
         self.check_ports();
         let mut owners: BTreeMap<IpAddr, (&str, &Placed<Addresses>)> = BTreeMap::new();
         for (name, node) in &topology.nodes {
+            if name.is_empty() || name.contains('/') || name.contains(char::is_whitespace) {
+                let message = format!("node name `{name}` is empty or holds a slash or a space");
+                self.error(Diagnostic::new("TM0212", node.place(), message));
+            }
             self.check_families(node, node.value.as_slice(), &format!("node `{name}`"), &[]);
             for address in node.value.as_slice() {
                 self.check_unicast(*address, node.place());
@@ -287,6 +292,15 @@ impl<'a> Compiler<'a> {
             );
             self.error(Diagnostic::new("TM0207", place, format!("node `{node}` isn't declared")).help(help));
         }
+        if tenant.value.bridge.is_some()
+            && let Some((node, _)) = members.iter().find(|(node, _)| name.len() + 1 + node.len() > ALTNAME_MAX)
+        {
+            let message =
+                format!("`{name}/{node}` is too long to name a port: at most {ALTNAME_MAX} bytes (ALTIFNAMSIZ)");
+            self.error(
+                Diagnostic::new("TM0212", tenant.place(), message).help("shorten the tenant's or the node's name"),
+            );
+        }
         self.check_members(name, tenant, &members);
     }
 
@@ -406,13 +420,37 @@ impl<'a> Compiler<'a> {
 
     /// The desired state of one node.
     fn node(&mut self, node: Option<&str>) -> Desired {
+        let mut desired = self.tunnels_of(node);
+        let mut claims = Claims::default();
+        self.low_level(&mut desired, &mut claims);
+        if let Some(node) = node {
+            let own = self.own_of(Some(node));
+            self.tenants(node, &own, &mut desired, &mut claims);
+        }
+        desired
+    }
+
+    /// Underlay addresses of a node; of all of them where it may be any.
+    fn own_of(&self, node: Option<&str>) -> Vec<IpAddr> {
+        let topology = self.topology;
+        match node.and_then(|n| topology.nodes.get(n)) {
+            Some(node) => node.value.as_slice().to_vec(),
+            None if self.any_host => topology.nodes.values().flat_map(|n| n.value.as_slice().to_vec()).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// The tunnels, as one node has them.
+    fn tunnels_of(&self, node: Option<&str>) -> Desired {
         let topology = self.topology;
         let mut desired =
             Desired { revision: topology.revision.clone(), node: node.map(str::to_owned), ..Desired::default() };
-        let own = node.and_then(|n| topology.nodes.get(n)).map_or(&[][..], |n| n.value.as_slice());
+        let own = self.own_of(node);
+        // Every host must come to the same family of a tunnel that carries one only.
+        let v6_first = topology.nodes.values().all(|n| n.value.as_slice().first().is_some_and(IpAddr::is_ipv6));
         for (name, tunnel) in &topology.tunnels {
             let doc = &tunnel.value;
-            let sources = doc.local.as_ref().map_or(own, Addresses::as_slice);
+            let sources = doc.local.as_ref().map_or(own.as_slice(), Addresses::as_slice);
             let mut local = Local::default();
             for address in sources.iter().filter(|a| doc.family.is_none_or(|f| f.has(**a))) {
                 match address {
@@ -422,8 +460,9 @@ impl<'a> Compiler<'a> {
                 }
             }
             if doc.kind == TunnelKind::Gretap && local.v4.is_some() && local.v6.is_some() {
-                // One family only: the first that this host has.
-                if sources.first().is_some_and(IpAddr::is_ipv6) { local.v4 = None } else { local.v6 = None }
+                // One family only: the first that the tunnel names, or that all nodes name.
+                let v6 = if doc.local.is_some() { sources.first().is_some_and(IpAddr::is_ipv6) } else { v6_first };
+                if v6 { local.v4 = None } else { local.v6 = None }
             }
             let place = tunnel.place();
             desired.tunnels.insert(
@@ -445,12 +484,15 @@ impl<'a> Compiler<'a> {
                 },
             );
         }
-        let mut claims = Claims::default();
-        self.low_level(&mut desired, &mut claims);
-        if let Some(node) = node {
-            self.tenants(node, own, &mut desired, &mut claims);
-        }
         desired
+    }
+
+    /// Checks what the tenants mean for one node; what the low-level mappings, which are one host's own, say of
+    /// themselves was checked before.
+    fn tenants_of(&mut self, node: &str) {
+        let mut desired = self.tunnels_of(Some(node));
+        let own = self.own_of(Some(node));
+        self.tenants(node, &own, &mut desired, &mut Claims::default());
     }
 
     fn low_level(&mut self, desired: &mut Desired, claims: &mut Claims) {
@@ -470,7 +512,9 @@ impl<'a> Compiler<'a> {
                 self.no_source(tunnel, doc.remote, placed.field(&["remote"]));
                 continue;
             };
-            if source == doc.remote {
+            // Where the source is whichever node's this is, nobody is the host itself.
+            let given = self.topology.tunnels.get(tunnel).is_some_and(|t| t.value.local.is_some());
+            if source == doc.remote && (given || !self.any_host) {
                 let message = format!("the remote {} is this host itself", doc.remote);
                 self.error(Diagnostic::new("TM0208", placed.field(&["remote"]), message));
             }
@@ -543,6 +587,11 @@ impl<'a> Compiler<'a> {
             if let Some(bridge) = &tenant.value.bridge {
                 let made =
                     Bridge { name: bridge.clone(), tenant: name.clone(), mtu: tunnel.mtu, origin: origin(&place) };
+                if desired.tunnels.contains_key(bridge) {
+                    let message = format!("`{bridge}` is a tunnel, so it can't be a tenant's bridge");
+                    self.error(Diagnostic::new("TM0216", tenant.field(&["bridge"]), message));
+                    continue;
+                }
                 desired.bridges.insert(bridge.clone(), made);
                 if members.len() - 1 > BRIDGE_PORTS_MAX {
                     let message = format!(

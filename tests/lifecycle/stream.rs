@@ -1,4 +1,4 @@
-//! Numbered UDP packets at a steady rate, and what became of each.
+//! Numbered UDP packets, as fast as they arrive, and what became of each.
 
 use crate::world::harness::Netns;
 use std::collections::BTreeSet;
@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Packets that are sent in a row before a pause of a millisecond.
-const BURST: u64 = 8;
-/// How long the receiver waits for the rest once the sender has ended.
+/// Most packets under way at once: fewer than any queue on the way holds, so that one that is missing was lost by us.
+const WINDOW: u64 = 200;
+/// How long the sender waits for room, and the receiver for the rest once the sender has ended.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A stream that is under way.
@@ -23,9 +23,20 @@ pub struct Stream {
     name: String,
 }
 
+// Every test binary compiles its own copy and uses a part of it.
+#[allow(dead_code)]
 impl Stream {
     /// Sends from one namespace to that address in another one, until [`Stream::finish`], at least `at_least` packets.
     pub fn start(name: &str, from: &Netns, to: &Netns, address: &str, at_least: u64) -> Self {
+        Self::with_pause(name, from, to, address, at_least, Duration::ZERO)
+    }
+
+    /// A packet a millisecond: leaves the processors to others.
+    pub fn slow(name: &str, from: &Netns, to: &Netns, address: &str) -> Self {
+        Self::with_pause(name, from, to, address, 0, Duration::from_millis(1))
+    }
+
+    fn with_pause(name: &str, from: &Netns, to: &Netns, address: &str, at_least: u64, pause: Duration) -> Self {
         let inbox = to.enter(|| UdpSocket::bind((address, 0)).unwrap());
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&inbox, 64 << 20).unwrap();
         inbox.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -34,9 +45,11 @@ impl Stream {
         outbox.connect(target).unwrap();
 
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let arrived = Arc::new(AtomicU64::new(0));
         let ended = Arc::new(AtomicBool::new(false));
         let sender = {
             let (stop, sent, ended) = (Arc::clone(&stop), Arc::clone(&sent), Arc::clone(&ended));
+            let arrived = Arc::clone(&arrived);
             std::thread::spawn(move || {
                 let mut packet = [0u8; 200];
                 let mut number = 0u64;
@@ -45,8 +58,16 @@ impl Stream {
                     assert_eq!(outbox.send(&packet).unwrap(), packet.len());
                     number += 1;
                     sent.store(number, Ordering::Relaxed);
-                    if number.is_multiple_of(BURST) {
-                        std::thread::sleep(Duration::from_millis(1));
+                    if !pause.is_zero() {
+                        std::thread::sleep(pause);
+                    }
+                    let full = || number - arrived.load(Ordering::Acquire) >= WINDOW;
+                    let since = Instant::now();
+                    while full() && since.elapsed() < LINGER {
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                    if full() {
+                        break;
                     }
                 }
                 ended.store(true, Ordering::Release);
@@ -63,6 +84,7 @@ impl Stream {
                     if inbox.recv(&mut packet).is_ok() {
                         let number = u64::from_be_bytes(packet[..8].try_into().unwrap());
                         assert!(seen.insert(number), "packet {number} arrived twice");
+                        arrived.fetch_add(1, Ordering::Release);
                         last = Instant::now();
                     }
                     let over = ended.load(Ordering::Acquire);
@@ -94,7 +116,7 @@ impl Stream {
         let missing: Vec<u64> = (0..sent).filter(|n| !seen.contains(n)).collect();
         let few: Vec<&u64> = missing.iter().take(20).collect();
         assert!(missing.is_empty(), "{}: {} of {sent} packets lost: {few:?} ...", self.name, missing.len());
-        assert!(sent >= self.at_least);
+        assert!(sent >= self.at_least, "{}: stalled after {sent} packets", self.name);
         sent
     }
 }

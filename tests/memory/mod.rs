@@ -1,22 +1,65 @@
-//! A kernel in memory: carries batches out as the real one does, and answers what its data plane would do.
+//! A kernel in memory: carries batches out as the real one does, refuses what it refuses, and answers what its data
+//! plane would do with every packet. `tests/kernel_trace.rs` compares its answers with the real kernel's.
+//!
+//! - `batches`: what a batch does, one write after the other.
+//! - `wire`: which interface receives a packet, and what becomes of what an interface sends.
+//! - `topology`: random topologies and what they mean on the wire.
+
+// Every test binary compiles its own copy and uses a part of it.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+pub mod batches;
+pub mod topology;
+pub mod wire;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use tunnel_mesh::model::*;
 use tunnel_mesh::reconcile::kernel::{Batch, Kernel, Outcome};
+use wire::Wire;
+
+/// Runs a future that never waits.
+pub fn block<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a kernel in memory doesn't wait"),
+    }
+}
+
+/// Maps that are filled beside the live ones, while attachments are switched to them.
+#[derive(Debug, Clone)]
+pub struct Growth {
+    pub maps: MapState,
+    pub generation: u32,
+    pub programs: Vec<LoadedProgram>,
+}
 
 /// The kernel.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryKernel {
-    /// Its state.
+    /// Its state: everything, also what a look doesn't show.
     pub state: Observed,
+    /// Batches carried out, in whole or in part.
+    pub log: Vec<Batch>,
+    /// What the data plane did after each single write, where somebody wants to know.
+    pub moments: Option<Vec<Wire>>,
+    /// A growth that began to switch attachments and isn't finished.
+    pub growth: Option<Growth>,
+    /// How often links were changed.
+    pub links_changed: u64,
+    /// Which maps the live ones are: each set of maps is a generation of its own.
+    generation: u32,
+    /// Maps that attached programs still run on although they aren't the live ones.
+    older: BTreeMap<u32, MapState>,
+    /// Every program that was ever loaded: what it is, and the maps it runs on.
+    programs: BTreeMap<u32, (Program, u32)>,
     next_ifindex: u32,
     next_program: u32,
-    /// Batches carried out.
-    pub log: Vec<Batch>,
 }
 
 impl MemoryKernel {
-    /// A kernel with plain links of these names, indexes from 10 up.
+    /// A kernel with plain links of these names, indexes from 11 up.
     pub fn with_links(names: &[&str]) -> Self {
         let mut kernel = Self { next_ifindex: 10, next_program: 100, ..Self::default() };
         for name in names {
@@ -27,11 +70,18 @@ impl MemoryKernel {
 
     /// Adds a link as somebody else would.
     pub fn add_link(&mut self, name: &str) -> u32 {
+        self.links_changed += 1;
         self.next_ifindex += 1;
         let ifindex = self.next_ifindex;
-        let link =
-            Link { ifindex, name: name.to_owned(), kind: "veth".to_owned(), mtu: 1500, up: true, ..Link::default() };
-        self.state.links.push(link);
+        self.state.links.push(Link {
+            ifindex,
+            name: name.to_owned(),
+            kind: "veth".to_owned(),
+            mtu: 1500,
+            up: true,
+            peer_in_other_netns: true,
+            ..Link::default()
+        });
         ifindex
     }
 
@@ -40,6 +90,7 @@ impl MemoryKernel {
         let ifindex = self.add_link(name);
         if let Some(link) = self.state.links.iter_mut().find(|l| l.ifindex == ifindex) {
             link.kind = "vxlan".to_owned();
+            link.peer_in_other_netns = false;
             link.tunnel = Some(TunnelDevice {
                 kind: TunnelKind::Vxlan,
                 ip6: false,
@@ -53,208 +104,94 @@ impl MemoryKernel {
         ifindex
     }
 
-    /// Removes a link: the kernel itself takes it out of `devs` and detaches what is on it.
+    /// Removes a link: the kernel itself takes it out of every `devs` and detaches what is on it.
     pub fn remove_link(&mut self, ifindex: u32) {
+        self.links_changed += 1;
         self.state.links.retain(|l| l.ifindex != ifindex);
         for link in self.state.links.iter_mut().filter(|l| l.master == Some(ifindex)) {
             link.master = None;
             link.isolated = None;
         }
-        if let Some(maps) = &mut self.state.maps {
+        let growing = self.growth.iter_mut().map(|g| &mut g.maps);
+        for maps in self.state.maps.iter_mut().chain(self.older.values_mut()).chain(growing) {
             maps.devs.retain(|(_, i)| *i != ifindex);
         }
         self.state.attachments.retain(|a| a.ifindex != ifindex || a.kind == HookKind::Tcx);
         for attachment in self.state.attachments.iter_mut().filter(|a| a.ifindex == ifindex) {
             attachment.program = None;
+            attachment.position = 0;
         }
     }
 
-    fn link(&mut self, ifindex: u32) -> anyhow::Result<&mut Link> {
-        let found = self.state.links.iter_mut().find(|l| l.ifindex == ifindex);
-        found.ok_or_else(|| anyhow::anyhow!("no link has ifindex {ifindex}"))
-    }
-
-    fn maps(&mut self) -> anyhow::Result<&mut MapState> {
-        self.state.maps.as_mut().ok_or_else(|| anyhow::anyhow!("no maps"))
-    }
-
-    fn load(&mut self, program: Program) {
-        self.next_program += 1;
-        let id = self.next_program;
-        self.state.programs.retain(|p| p.program != program);
-        self.state.programs.push(LoadedProgram { program, id, current: true });
-    }
-
-    /// Where a packet with that key is delivered, by ifindex.
-    pub fn delivers(&self, key: TunKey) -> Option<u32> {
-        let maps = self.state.maps.as_ref()?;
-        let conf = maps.conf.get(&key.tunnel)?;
-        let dev = |slot: u32| maps.devs.iter().find(|(s, _)| *s == slot).map(|(_, i)| *i);
-        if conf.ifindex == 0 || dev(key.tunnel) != Some(conf.ifindex) {
-            return None;
+    /// Somebody unpins a map: what is attached goes on with the old ones.
+    pub fn lose_maps(&mut self) {
+        if let Some(maps) = self.state.maps.take() {
+            self.older.insert(self.generation, maps);
         }
-        self.runs(conf.ifindex, Direction::Ingress).then_some(())?;
-        let value = maps.tunkey2if.iter().find(|(k, _)| *k == key)?.1;
-        if value.valid { dev(value.slot) } else { None }
+        self.growth = None;
     }
 
-    /// With which key what is sent from that interface leaves; the outer `None` means that no program is there.
-    pub fn sends(&self, ifindex: u32) -> Option<Option<TunKey>> {
-        let maps = self.state.maps.as_ref()?;
-        if !self.runs(ifindex, Direction::Egress) && !self.runs(ifindex, Direction::Ingress) {
-            return None;
+    /// The maps that a program runs on.
+    fn maps_of(&self, generation: u32) -> Option<&MapState> {
+        if let Some(growth) = self.growth.as_ref().filter(|g| g.generation == generation) {
+            return Some(&growth.maps);
         }
-        let dev = |slot: u32| maps.devs.iter().find(|(s, _)| *s == slot).map(|(_, i)| *i);
-        let sends = || {
-            let entry = maps.if2tunkey.iter().find(|(i, _)| *i == ifindex)?.1;
-            let conf = maps.conf.get(&entry.key.tunnel)?;
-            let own = entry.valid && dev(entry.slot) == Some(ifindex);
-            let out = conf.ifindex != 0 && dev(entry.key.tunnel) == Some(conf.ifindex);
-            (own && out).then_some(entry.key)
-        };
-        Some(sends())
+        self.state.maps.as_ref().filter(|_| generation == self.generation).or_else(|| self.older.get(&generation))
     }
 
-    fn runs(&self, ifindex: u32, direction: Direction) -> bool {
-        let mut here = self.state.attachments.iter().filter(|a| a.ifindex == ifindex && a.direction == direction);
-        here.any(|a| a.program.is_some())
+    /// The highest program id that was ever given out, and the highest ifindex.
+    pub fn heights(&self) -> (u32, u32) {
+        (self.next_program, self.next_ifindex)
     }
 
-    fn create_link(&mut self, new: &NewLink) -> u32 {
-        let name = new.name().to_owned();
-        let ifindex = self.add_link(&name);
-        let Some(link) = self.state.links.iter_mut().find(|l| l.ifindex == ifindex) else { return ifindex };
-        link.up = false;
-        match new {
-            NewLink::Tunnel { kind, port, ip6, local, mtu, alias, udp6_zero_checksum_rx, .. } => {
-                link.kind = kind.to_string();
-                link.mtu = *mtu;
-                link.alias = Some(alias.clone());
-                link.tunnel = Some(TunnelDevice {
-                    kind: *kind,
-                    ip6: *ip6,
-                    external: true,
-                    port: *port,
-                    learning: false,
-                    local: *local,
-                    udp6_zero_checksum_rx: *udp6_zero_checksum_rx,
-                });
-            }
-            NewLink::Bridge { mtu, alias, .. } => {
-                link.kind = "bridge".to_owned();
-                link.mtu = *mtu;
-                link.alias = Some(alias.clone());
-            }
-            NewLink::Port { altname, alias, mtu, .. } => {
-                link.kind = "dummy".to_owned();
-                link.mtu = *mtu;
-                link.alias = Some(alias.clone());
-                link.altnames.push(altname.clone());
-            }
+    /// What a look shows.
+    pub fn seen(&self) -> Observed {
+        let mut seen = self.state.clone();
+        if let Some(maps) = &mut seen.maps {
+            // Slots of `devs` are read one by one, up to the highest that an entry names.
+            let keys = maps.tunkey2if.iter().map(|(_, v)| v.slot);
+            let named = keys.chain(maps.if2tunkey.iter().map(|(_, v)| v.slot)).filter(|slot| *slot < maps.capacity);
+            let end = named.max().map_or(FIRST_MAPPING_SLOT, |s| s + 1).max(FIRST_MAPPING_SLOT);
+            maps.devs.retain(|(slot, _)| *slot < end);
+        } else {
+            seen.programs.iter_mut().for_each(|p| p.current = false);
         }
-        ifindex
+        if seen.features.hook_kind == HookKind::Tcx {
+            // Filters are looked for where an entry leads.
+            let maps = self.state.maps.iter();
+            let devices = maps.clone().flat_map(|m| m.conf.values().map(|c| c.ifindex));
+            let known: Vec<u32> = devices.chain(maps.flat_map(|m| m.if2tunkey.iter().map(|(i, _)| *i))).collect();
+            seen.attachments.retain(|a| a.kind == HookKind::Tcx || known.contains(&a.ifindex));
+        }
+        seen.programs.sort_by_key(|p| p.program);
+        seen.attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
+        seen
     }
-}
 
-fn put<K: Ord + Copy, V: Copy>(list: &mut Vec<(K, V)>, key: K, value: V) {
-    let mut map: BTreeMap<K, V> = list.iter().copied().collect();
-    map.insert(key, value);
-    *list = map.into_iter().collect();
+    /// Starts over with noting batches and moments.
+    pub fn watch(&mut self) {
+        self.log.clear();
+        self.moments = Some(Vec::new());
+    }
+
+    /// Notes what the data plane does now, where somebody wants to know.
+    fn moment(&mut self) {
+        let now = self.moments.is_some().then(|| self.wire());
+        if let (Some(moments), Some(now)) = (&mut self.moments, now)
+            && moments.last() != Some(&now)
+        {
+            moments.push(now);
+        }
+    }
 }
 
 impl Kernel for MemoryKernel {
     async fn observe(&mut self, _ports: bool) -> anyhow::Result<Observed> {
-        Ok(self.state.clone())
+        Ok(self.seen())
     }
 
     async fn execute(&mut self, batch: &Batch) -> anyhow::Result<Outcome> {
-        self.log.push(batch.clone());
-        let mut outcome = Outcome::default();
-        match batch {
-            Batch::CreateMaps(capacity) => {
-                self.state.maps = Some(MapState { capacity: *capacity, ..MapState::default() })
-            }
-            Batch::GrowMaps(capacity) => {
-                self.maps()?.capacity = *capacity;
-                let old: Vec<LoadedProgram> = self.state.programs.clone();
-                for program in old {
-                    self.load(program.program);
-                    let new = self.next_program;
-                    let moving = self.state.attachments.iter_mut();
-                    for a in moving.filter(|a| a.kind == HookKind::Tcx && a.program == Some(program.id)) {
-                        a.program = Some(new);
-                    }
-                }
-            }
-            Batch::LoadProgram(program) => self.load(*program),
-            Batch::UnloadProgram(program) => self.state.programs.retain(|p| p.program != *program),
-            Batch::CreateLink(link) => outcome.ifindex = Some(self.create_link(link)),
-            Batch::ChangeLink(ifindex, change) => {
-                let link = self.link(*ifindex)?;
-                match change {
-                    LinkChange::Up => link.up = true,
-                    LinkChange::Down => link.up = false,
-                    LinkChange::Mtu(mtu) => link.mtu = *mtu,
-                    LinkChange::Master { bridge } => {
-                        link.master = *bridge;
-                        link.isolated = bridge.map(|_| false);
-                    }
-                    LinkChange::Isolated(on) => link.isolated = Some(*on),
-                    LinkChange::Alias(alias) => link.alias = Some(alias.clone()),
-                    LinkChange::Altname(name) => link.altnames.push(name.clone()),
-                }
-            }
-            Batch::DeleteLinks(ifindexes) => ifindexes.iter().for_each(|i| self.remove_link(*i)),
-            Batch::ResetCounters(_) => {}
-            Batch::SetConf(entries) => self.maps()?.conf.extend(entries.iter().cloned()),
-            Batch::ClearConf(indexes) => self.maps()?.conf.retain(|i, _| !indexes.contains(i)),
-            Batch::SetDevs(entries) => {
-                for (place, (slot, ifindex)) in entries.iter().enumerate() {
-                    if self.link(*ifindex).is_err() {
-                        outcome.gone.push((place, anyhow::anyhow!("no such device")));
-                        continue;
-                    }
-                    anyhow::ensure!(*slot < self.maps()?.capacity, "slot {slot} is beyond the capacity");
-                    put(&mut self.maps()?.devs, *slot, *ifindex);
-                }
-            }
-            Batch::ClearDevs(slots) => self.maps()?.devs.retain(|(s, _)| !slots.contains(s)),
-            Batch::SetTunkeys(entries) => {
-                for (key, value) in entries {
-                    put(&mut self.maps()?.tunkey2if, *key, *value);
-                }
-                let maps = self.maps()?;
-                anyhow::ensure!(maps.tunkey2if.len() <= maps.capacity as usize, "tunkey2if is full");
-            }
-            Batch::DeleteTunkeys(keys) => self.maps()?.tunkey2if.retain(|(k, _)| !keys.contains(k)),
-            Batch::SetIfs(entries) => {
-                for (ifindex, value) in entries {
-                    put(&mut self.maps()?.if2tunkey, *ifindex, *value);
-                }
-                let maps = self.maps()?;
-                anyhow::ensure!(maps.if2tunkey.len() <= maps.capacity as usize, "if2tunkey is full");
-            }
-            Batch::DeleteIfs(ifindexes) => self.maps()?.if2tunkey.retain(|(i, _)| !ifindexes.contains(i)),
-            Batch::Attach { program, ifindex, direction, kind } => {
-                self.link(*ifindex)?;
-                let loaded = self.state.programs.iter().find(|p| p.program == *program).map(|p| p.id);
-                let id = loaded.ok_or_else(|| anyhow::anyhow!("{program:?} isn't loaded"))?;
-                let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
-                self.state.attachments.retain(|a| !same(a));
-                self.state.attachments.push(Attachment {
-                    kind: *kind,
-                    ifindex: *ifindex,
-                    direction: *direction,
-                    program: Some(id),
-                    position: 0,
-                });
-            }
-            Batch::Detach { ifindex, direction, kind } => {
-                let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
-                self.state.attachments.retain(|a| !same(a));
-            }
-        }
-        Ok(outcome)
+        self.execute_part(batch, usize::MAX)
     }
 
     async fn grace_period(&mut self) -> anyhow::Result<()> {

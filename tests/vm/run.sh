@@ -2,6 +2,7 @@
 # Boots Debian kernels under QEMU and runs the kernel tests in them, in clsact mode.
 #
 # usage: run.sh [EXECUTABLE...]      (default: cargo's tests named kernel_*, bpf_* and netlink_*, and the demo)
+#   VM_TESTS         extended regular expression of the names of tests to run instead, without the demo
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
 #   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
 #   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 2400
@@ -48,10 +49,10 @@ if [ $# = 0 ]; then
     # The program itself, not its unit tests: those have a hash in their name.
     program=$(executables bin tunnel-mesh | grep '/tunnel-mesh$') || true
     [ -n "$program" ] || die "cargo named no tunnel-mesh binary"
-    mapfile -t tests < <(executables test '(kernel|bpf|netlink)_[a-z0-9_]*' | sort -u)
-    [ ${#tests[@]} != 0 ] || die 'no test named kernel_*, bpf_* or netlink_* under tests/'
+    mapfile -t tests < <(executables test "${VM_TESTS:-(kernel|bpf|netlink)_[a-z0-9_]*}" | sort -u)
+    [ ${#tests[@]} != 0 ] || die 'no such test under tests/'
     set -- "${tests[@]}"
-    [ ! -x "$project/examples/demo.sh" ] || set -- "$@" "$project/examples/demo.sh"
+    [ -n "${VM_TESTS:-}" ] || set -- "$@" "$project/examples/demo.sh"
 fi
 export VM_ENV_TUNNEL_MESH_SLOW=1 VM_ENV_RUST_BACKTRACE=1 VM_ENV_RUST_TEST_THREADS=${RUST_TEST_THREADS:-1}
 hook=${TUNNEL_MESH_HOOK:-clsact}
@@ -71,7 +72,7 @@ boot() {
     timeout --foreground -k 5 "${VM_TIMEOUT:-2400}" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m "${VM_MEMORY:-2048}" \
         -nodefaults -no-user-config -no-reboot -display none \
         -serial "file:$console" -serial "file:$report" -kernel "$kernel/vmlinux" -initrd "$work/initrd" \
-        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off cryptomgr.notests random.trust_cpu=on no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 rcupdate.rcu_expedited=1" \
+        -append "console=ttyS0 quiet rcupdate.rcu_cpu_stall_suppress=1 panic=-1 oops=panic mitigations=off cryptomgr.notests random.trust_cpu=on no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 rcupdate.rcu_expedited=1" \
         </dev/null 2>"$dir/$1.qemu" &
     machine=$!
     tail -n +1 -f --pid="$machine" "$console" | sed -u 's/\r$//' &

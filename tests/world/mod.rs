@@ -80,6 +80,8 @@ pub struct Host {
     pub pins: PathBuf,
     pub files: tempfile::TempDir,
     pub extra_env: Vec<(String, String)>,
+    /// What is run on it.
+    pub binary: PathBuf,
     topology: PathBuf,
 }
 
@@ -91,7 +93,7 @@ impl Host {
         let topology = files.path().join("topology");
         std::fs::create_dir(&topology).unwrap();
         let pins = PathBuf::from(format!("/sys/fs/bpf/{}", netns.name));
-        Self { netns, node: node.to_owned(), pins, files, extra_env: Vec::new(), topology }
+        Self { netns, node: node.to_owned(), pins, files, extra_env: Vec::new(), binary: binary().into(), topology }
     }
 
     pub fn topology(&self) -> &Path {
@@ -117,7 +119,7 @@ impl Host {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.netns.name))
-            .arg(binary())
+            .arg(&self.binary)
             .args(arguments)
             .env("TUNNEL_MESH_TOPOLOGY", &self.topology)
             .env("TUNNEL_MESH_NODE", &self.node)

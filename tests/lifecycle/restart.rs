@@ -1,0 +1,92 @@
+//! Stopping, killing, starting and upgrading the daemon while packets flow.
+
+use super::*;
+
+/// Packets over all streams; fewer on emulated machines.
+const PACKETS: u64 = 1_000_000;
+
+/// Ids of the programs that are attached.
+fn attached(host: &Host) -> BTreeMap<(u64, String), u64> {
+    attachments(host).into_iter().map(|(hook, (program, _))| (hook, program.as_u64().unwrap())).collect()
+}
+
+pub fn run() {
+    let hooks = if clsact() { vec!["clsact"] } else { vec!["tcx", "clsact"] };
+    for hook in hooks {
+        let delivered = restarts(hook);
+        eprintln!("{hook}: {delivered} packets, none lost");
+    }
+}
+
+fn restarts(hook: &str) -> u64 {
+    let mut pair = Pair::with_env(PAIR, &[("TUNNEL_MESH_HOOK", hook)]);
+    pair.assert_all_reach();
+    let other = release::other(pair.directory.path().parent().unwrap());
+    let count = scaled(PACKETS / 3 + 1);
+    let streams = [
+        Stream::start("endpoint", &pair.wire[0], &pair.wire[1], "192.168.61.2", count),
+        Stream::start("bridge", &pair.red[1], &pair.red[0], "192.168.60.1", count),
+        Stream::start("port", &pair.hosts[0].netns, &pair.hosts[1].netns, "192.168.62.2", count),
+    ];
+    let some = scaled(5_000);
+    let flow = || streams.iter().for_each(|s| s.flow(some));
+    for round in 0..6 {
+        let n = round % 2;
+        flow();
+        pair.daemons[n].take().unwrap().kill();
+        flow();
+        if round % 3 == 2 {
+            // Someone makes a pass by hand before the daemon is back.
+            pair.hosts[n].apply();
+            flow();
+        }
+        pair.restart(n);
+        flow();
+    }
+    for n in 0..2 {
+        assert_eq!(pair.daemons[n].take().unwrap().stop(), Some(0));
+        flow();
+        for _ in 0..2 {
+            let out = pair.hosts[n].expect(0, &["apply", "--format", "json"]);
+            let report: Value = serde_json::from_str(&out).unwrap();
+            assert_eq!(report["changed"], false, "{out}");
+        }
+        assert_eq!(pair.hosts[n].status()["daemon"]["running"], false);
+        flow();
+        pair.restart(n);
+        flow();
+    }
+    // Another release, and back again: killed in its turn, or stopped.
+    for round in 0..4 {
+        let n = round % 2;
+        let before = attached(&pair.hosts[n]);
+        flow();
+        let daemon = pair.daemons[n].take().unwrap();
+        if round < 2 {
+            daemon.kill()
+        } else {
+            assert_eq!(daemon.stop(), Some(0))
+        }
+        pair.hosts[n].binary = if round < 2 { other.clone() } else { binary().into() };
+        pair.restart(n);
+        flow();
+        let after = attached(&pair.hosts[n]);
+        assert!(before.keys().eq(after.keys()), "{before:?}\n{after:?}");
+        assert!(before.iter().all(|(hook, program)| after[hook] != *program), "every program is replaced");
+    }
+    // A reload and an edit that doesn't concern these mappings lose nothing, either.
+    pair.daemons[0].as_ref().unwrap().signal(Signal::HUP);
+    write_atomically(
+        &pair.directory.path().join("more.yaml"),
+        "version: 1\ntenants:\n  more: {id: 99, bridge: br-more}\n",
+    );
+    for host in &pair.hosts {
+        eventually("the new tenant's bridge", || exists(&host.netns, "br-more"));
+        host.wait_in_force();
+    }
+    flow();
+    let delivered: u64 = streams.into_iter().map(Stream::finish).sum();
+    assert!(delivered >= scaled(PACKETS));
+    std::fs::remove_file(other).unwrap();
+    delivered
+}
