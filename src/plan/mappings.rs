@@ -65,11 +65,16 @@ fn meant_by<'b>(b: &'b Builder<'_>, ifindex: Option<u32>, key: TunKey) -> Option
     let named = |desired: &'b Desired| name.and_then(|n| desired.mappings.get(n));
     let keyed = |desired: &'b Desired| desired.mappings.values().find(|m| has_key(b, m, key));
     let accepted = b.input.accepted;
+    // Whose interface is another one and as it should be isn't meant: somebody used his key.
+    let strays = |m: &Mapping| {
+        let elsewhere = b.input.observed.link(&m.interface).is_some_and(|l| Some(l.ifindex) != ifindex);
+        ifindex.is_some() && elsewhere && !b.has_change(Object::Mapping, &m.address())
+    };
     named(b.input.desired)
         .map(|m| (m, true))
         .or_else(|| accepted.and_then(named).map(|m| (m, false)))
-        .or_else(|| keyed(b.input.desired).map(|m| (m, true)))
-        .or_else(|| accepted.and_then(keyed).map(|m| (m, false)))
+        .or_else(|| keyed(b.input.desired).filter(|m| !strays(m)).map(|m| (m, true)))
+        .or_else(|| accepted.and_then(keyed).filter(|m| !strays(m)).map(|m| (m, false)))
 }
 
 /// Address of the change that a live entry of `if2tunkey` belongs to.
@@ -134,7 +139,13 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             Some(c) if Some(c.ifindex) != ifindex || !same_dev => (
                 ChangeAction::Update,
                 match &planned.link {
-                    Some(link) => format!("device is {link}"),
+                    Some(link) if Some(c.ifindex) != ifindex && c.ifindex != 0 => {
+                        format!("device is {link}, conf has {}", name_of(b, c.ifindex))
+                    }
+                    Some(link) => match dev.filter(|d| Some(*d) != ifindex) {
+                        Some(other) => format!("device is {link}, devs has {}", name_of(b, other)),
+                        None => format!("device is {link}"),
+                    },
                     None => "device is gone".to_owned(),
                 },
             ),
@@ -145,6 +156,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             None => Reason::Added,
             Some(_) if !b.tunnel_unchanged(name) => Reason::Changed,
             Some(_) if planned.link.is_none() => Reason::InterfaceGone,
+            // Of a device that was recreated or is new, the kernel has emptied `devs`.
+            Some(_) if same_dev => Reason::Drift,
             Some(c) if Some(c.ifindex) != ifindex && c.ifindex == 0 => Reason::InterfaceAppeared,
             Some(c) if Some(c.ifindex) != ifindex => Reason::InterfaceRecreated,
             Some(_) => Reason::Drift,
@@ -178,6 +191,12 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             continue;
         }
         let detail = format!("release tunnel index {index}");
+        if b.input.desired.tunnels.contains_key(&conf.name) {
+            let detail = format!("{detail}, a second one of {}", conf.name);
+            b.device_change(Object::Tunnel, &conf.name, ChangeAction::Update, Reason::Drift, detail);
+            b.operation(Phase::DropTargets, &conf.name, Step::ClearConf { index });
+            continue;
+        }
         let reason = match b.input.accepted {
             Some(a) if a.tunnels.contains_key(&conf.name) => Reason::Removed,
             Some(_) => Reason::Drift,
@@ -242,7 +261,8 @@ pub(super) fn entries(b: &mut Builder<'_>) {
         let entry = holder.and_then(|i| b.live.ifs.get(&i).map(|e| (i, *e)));
         let address = entry.map_or_else(|| format!("slot {slot}"), |(i, e)| address_of(b, i, &e));
         if entry.is_none() && !has_change(b, &address) {
-            drift_only(b, &address, format!("slot {slot} of devs holds a device that no entry uses"));
+            let holder = holder.map_or_else(|| "nothing".to_owned(), |i| name_of(b, i));
+            drift_only(b, &address, format!("slot {slot} of devs holds {holder}, which no entry uses"));
         }
         b.operation(Phase::DropTargets, &address, Step::ClearDev { slot });
     }
@@ -394,10 +414,7 @@ fn has_change(b: &mut Builder<'_>, address: &str) -> bool {
 }
 
 fn note_delete(b: &mut Builder<'_>, address: &str, ifindex: Option<u32>, key: TunKey, before: MappingView) {
-    let elsewhere = |m: &Mapping| b.input.observed.link(&m.interface).is_some_and(|l| Some(l.ifindex) != ifindex);
     let (reason, origin) = match meant_by(b, ifindex, key) {
-        // Its interface has entries of its own, or is given them: this one is somebody's addition.
-        Some((m, true)) if elsewhere(m) => (Reason::Drift, Some(m.origin.clone())),
         // The files still have it, so its interface went away.
         Some((m, true)) => (Reason::InterfaceGone, Some(m.origin.clone())),
         Some((m, false)) => (Reason::Removed, Some(m.origin.clone())),

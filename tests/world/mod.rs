@@ -5,6 +5,8 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod frames;
+pub mod live;
+pub mod pair;
 #[path = "../harness/mod.rs"]
 pub mod harness;
 
