@@ -3,7 +3,7 @@
 use crate::safety::{FOREIGN_PRIORITY, Probe, attach_pinned};
 use crate::world::harness::Netns;
 use crate::world::{Host, clsact};
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use std::process::Command;
@@ -93,4 +93,10 @@ pub fn detach_ours(host: &Host, interface: &str, direction: &str) {
     let pin = host.pin("links").join(format!("{direction}_{}", host.ifindex(interface)));
     let output = Command::new("bpftool").args(["link", "detach", "pinned"]).arg(&pin).output().unwrap();
     assert!(output.status.success(), "detach {}: {}", pin.display(), String::from_utf8_lossy(&output.stderr));
+}
+
+/// Removes the pin of our TCX link and keeps the link itself open.
+pub fn unpin_and_hold(host: &Host, interface: &str, direction: &str) -> FdLink {
+    let pin = host.pin("links").join(format!("{direction}_{}", host.ifindex(interface)));
+    PinnedLink::from_pin(pin).unwrap().unpin().unwrap()
 }
