@@ -117,7 +117,12 @@ fn entries_that_were_changed() {
     restored(&pair, "a broken if2tunkey", change("if2tunkey", wire(), 40, 0x00ff_00ff), &["wrong check"]);
     let told = ["wire0 {vxlan0, 4242, 172.16.1.101} endpoint", "-> wire0 {vxlan0, 7, 172.16.1.101} endpoint"];
     restored(&pair, "another id in if2tunkey", change("if2tunkey", wire(), 12, 4242), &told);
-    restored(&pair, "a broken tunkey2if", change("tunkey2if", key_of(host, 8), 0, 77), &["tunkey2if entry with a wrong check"]);
+    restored(
+        &pair,
+        "a broken tunkey2if",
+        change("tunkey2if", key_of(host, 8), 0, 77),
+        &["tunkey2if entry with a wrong check"],
+    );
     let conf = || of("conf", 1_u32.to_ne_bytes().to_vec());
     restored(&pair, "the mark", change("conf", conf(), 8, 7), &["mark 7 -> 1"]);
     restored(&pair, "the device in conf", change("conf", conf(), 0, host.ifindex("eth0")), &["conf has eth0"]);
@@ -179,7 +184,11 @@ fn entries_that_were_added() {
 #[test]
 fn programs_that_were_detached() {
     let pair = Pair::new();
-    let hooks = [("wire0", "ingress", "handle_egress"), ("port0", "egress", "handle_egress"), ("vxlan0", "ingress", "handle_ingress")];
+    let hooks = [
+        ("wire0", "ingress", "handle_egress"),
+        ("port0", "egress", "handle_egress"),
+        ("vxlan0", "ingress", "handle_ingress"),
+    ];
     for (interface, direction, program) in hooks {
         let told = format!("attach {program} to {interface} {direction}");
         let detach = |host: &Host| foreign::detach_ours(host, interface, direction);
@@ -243,8 +252,7 @@ fn a_foreign_program_before_ours_is_overtaken_without_a_gap() {
     let host = pair.host();
     let foreign = Foreign::load(&host.netns);
     let red = pair.red_port();
-    let hooks =
-        [("wire0", "ingress"), ("port0", "egress"), ("vxlan0", "ingress"), (red.as_str(), "egress")];
+    let hooks = [("wire0", "ingress"), ("port0", "egress"), ("vxlan0", "ingress"), (red.as_str(), "egress")];
     let count = scaled(20_000);
     let streams = [
         Stream::start("endpoint out", &pair.wire[0], &pair.wire[1], "192.168.61.2", count),
@@ -258,8 +266,10 @@ fn a_foreign_program_before_ours_is_overtaken_without_a_gap() {
         let place = if clsact() { Place::ClsactFirst } else { Place::TcxFirst };
         let mut held = Vec::new();
         let act = |host: &Host| held.extend(hooks.iter().map(|(i, d)| foreign.attach(host, i, d, place)));
-        let told: Vec<String> =
-            hooks.iter().map(|(i, d)| format!("on {i} {d} back to the head of its chain (it was at position 1)")).collect();
+        let told: Vec<String> = hooks
+            .iter()
+            .map(|(i, d)| format!("on {i} {d} back to the head of its chain (it was at position 1)"))
+            .collect();
         drifts(&pair, &format!("before ours, {round}"), act, &told.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(attachments(host).values().all(|(_, position)| *position == 0));
         for (interface, direction) in hooks {

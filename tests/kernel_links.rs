@@ -68,13 +68,17 @@ impl Site {
     fn assert_carries(&self, interface: &str, id: u32, what: &str) {
         let marker = format!("<{what} {id}>");
         let tap = Tap::on(&self.host.netns, interface);
-        let others: Vec<Tap> =
-            ["ea", "eb", "ec"].iter().filter(|o| **o != interface && exists(&self.host.netns, o)).map(|o| Tap::on(&self.host.netns, o)).collect();
+        let others: Vec<Tap> = ["ea", "eb", "ec"]
+            .iter()
+            .filter(|o| **o != interface && exists(&self.host.netns, o))
+            .map(|o| Tap::on(&self.host.netns, o))
+            .collect();
         self.from_far(id, &marker);
         tap.expect(what, marker.as_bytes(), FRAMES);
         assert!(others.iter().all(|o| o.received(marker.as_bytes()) == 0), "{what}");
 
-        let (right, wrong) = (Tap::on(&self.far.netns, &format!("vx{id}")), Tap::on(&self.far.netns, &format!("vx{}", 3 - id)));
+        let (right, wrong) =
+            (Tap::on(&self.far.netns, &format!("vx{id}")), Tap::on(&self.far.netns, &format!("vx{}", 3 - id)));
         let marker = format!("<{what} out {id}>");
         let frame = ethernet(BROADCAST, mac(&self.host.netns, interface), EXPERIMENT, marker.as_bytes());
         (0..FRAMES).for_each(|_| tap.send(&frame));
@@ -88,7 +92,8 @@ impl Site {
         let expected: BTreeSet<u32> = interfaces.iter().map(|i| self.host.ifindex(i)).collect();
         let all: BTreeSet<u32> = mapped(&self.host).into_iter().collect();
         assert_eq!(all, expected, "{what}: if2tunkey");
-        let devs: BTreeSet<u32> = devices(&self.host).into_iter().filter(|(slot, _)| *slot >= 64).map(|(_, i)| i).collect();
+        let devs: BTreeSet<u32> =
+            devices(&self.host).into_iter().filter(|(slot, _)| *slot >= 64).map(|(_, i)| i).collect();
         assert_eq!(devs, expected, "{what}: devs");
         let hooks = attachments(&self.host);
         let on: BTreeSet<&str> = hooks.keys().filter(|(_, d)| d == "egress").map(|(i, _)| i.as_str()).collect();
@@ -187,7 +192,8 @@ fn moved_to_another_namespace_and_back() {
         let marker = format!("<moved {round}>");
         site.from_far(1, &marker);
         eventually("they are dropped", || {
-            ["unknown_key", "target_gone"].iter().map(|r| safety::dropped(host, r)).sum::<u64>() >= before + FRAMES as u64
+            ["unknown_key", "target_gone"].iter().map(|r| safety::dropped(host, r)).sum::<u64>()
+                >= before + FRAMES as u64
         });
         assert_eq!((there.received(marker.as_bytes()), peer.received(marker.as_bytes())), (0, 0));
         for tap in stranger.iter().flatten() {
@@ -195,7 +201,8 @@ fn moved_to_another_namespace_and_back() {
         }
         // What the stranger sends goes its own way.
         if let Some([stranger, beyond]) = &stranger {
-            let (wire, frame) = (Tap::on(&site.far.netns, "vx1"), ethernet(BROADCAST, [2; 6], EXPERIMENT, marker.as_bytes()));
+            let (wire, frame) =
+                (Tap::on(&site.far.netns, "vx1"), ethernet(BROADCAST, [2; 6], EXPERIMENT, marker.as_bytes()));
             (0..FRAMES).for_each(|_| stranger.send(&frame));
             beyond.expect("the stranger's frames", marker.as_bytes(), FRAMES);
             assert_eq!(wire.received(marker.as_bytes()), 0);

@@ -54,7 +54,8 @@ impl Foreign {
         };
         host.netns.enter(|| {
             let mut program = SchedClassifier::from_pin(&pin).unwrap();
-            let link = program.attach_with_options(interface, side(direction), TcAttachOptions::TcxOrder(order)).unwrap();
+            let link =
+                program.attach_with_options(interface, side(direction), TcAttachOptions::TcxOrder(order)).unwrap();
             let link: SchedClassifierLink = program.take_link(link).unwrap();
             Held::Tcx { _link: FdLink::try_from(link).unwrap() }
         })
@@ -75,7 +76,8 @@ impl Foreign {
             if matches!(held, Held::Clsact) {
                 let shown = host.netns.cmd(&format!("tc -j filter show dev {interface} {direction}"));
                 let filters: serde_json::Value = serde_json::from_str(&shown).unwrap();
-                let ours = |f: &&serde_json::Value| f["options"]["bpf_name"].as_str().is_some_and(|n| n.contains(PROGRAM));
+                let ours =
+                    |f: &&serde_json::Value| f["options"]["bpf_name"].as_str().is_some_and(|n| n.contains(PROGRAM));
                 let theirs = filters.as_array().unwrap().iter().find(ours).unwrap();
                 let handle = theirs["options"]["handle"].as_str().unwrap();
                 host.netns.cmd(&format!("tc filter del dev {interface} {direction} prio 1 handle {handle} bpf"));

@@ -25,7 +25,8 @@ pub fn entries(host: &Host, map: &str) -> Entries {
 pub fn write_map(host: &Host, map: &str, action: &str, key: &[u8], value: Option<&[u8]>) {
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("0x{b:02x}")).collect::<Vec<_>>();
     let pin = host.pin(map);
-    let mut words: Vec<String> = ["bpftool", "map", action, "pinned", pin.to_str().unwrap(), "key"].map(String::from).into();
+    let mut words: Vec<String> =
+        ["bpftool", "map", action, "pinned", pin.to_str().unwrap(), "key"].map(String::from).into();
     words.extend(hex(key));
     if let Some(value) = value {
         words.push("value".to_owned());
@@ -65,9 +66,8 @@ pub fn attachments(host: &Host) -> BTreeMap<(String, String), (Value, Value)> {
     let status = host.status();
     let list = status["attachments"].as_array().unwrap();
     let text = |v: &Value| v.as_str().unwrap_or("gone").to_owned();
-    let one = |a: &Value| {
-        ((text(&a["interface"]), text(&a["direction"])), (a["program"].clone(), a["position"].clone()))
-    };
+    let one =
+        |a: &Value| ((text(&a["interface"]), text(&a["direction"])), (a["program"].clone(), a["position"].clone()));
     list.iter().map(one).collect()
 }
 

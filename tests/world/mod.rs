@@ -5,10 +5,10 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod frames;
-pub mod live;
-pub mod pair;
 #[path = "../harness/mod.rs"]
 pub mod harness;
+pub mod live;
+pub mod pair;
 
 use harness::Netns;
 use std::path::{Path, PathBuf};
