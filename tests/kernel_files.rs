@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use world::*;
 
+/// Writes a text into a file in its own way.
+type Saver = fn(&Path, &str);
+
 /// vim: a backup by rename, the new file under the old name, the backup deleted; a swap file beside it all the time.
 fn vim(file: &Path, text: &str) {
     let (directory, name) = (file.parent().unwrap(), file.file_name().unwrap().to_str().unwrap());
@@ -67,7 +70,7 @@ fn editors_and_ansible_save_files() {
     let site = Site::new();
     let _daemon = site.started(&[("a.yaml", whole(0..3)), ("b.yaml", text(10..12))]);
     let file = site.host.topology().join("a.yaml");
-    let savers: [(&str, fn(&Path, &str)); 4] =
+    let savers: [(&str, Saver); 4] =
         [("vim", vim), ("in place", in_place), ("by rename", by_rename), ("ansible", ansible)];
     for (name, save) in savers {
         // Until the end, what is in both versions and in the other file is in force.

@@ -57,7 +57,7 @@ impl Site {
     }
 
     /// Sends frames with that marker from the far tenant `id`.
-    fn from_far(&self, id: u32, marker: &str) {
+    fn send_from_far(&self, id: u32, marker: &str) {
         let interface = format!("vx{id}");
         let sender = Tap::on(&self.far.netns, &interface);
         let frame = ethernet(BROADCAST, mac(&self.far.netns, &interface), EXPERIMENT, marker.as_bytes());
@@ -73,7 +73,7 @@ impl Site {
             .filter(|o| **o != interface && exists(&self.host.netns, o))
             .map(|o| Tap::on(&self.host.netns, o))
             .collect();
-        self.from_far(id, &marker);
+        self.send_from_far(id, &marker);
         tap.expect(what, marker.as_bytes(), FRAMES);
         assert!(others.iter().all(|o| o.received(marker.as_bytes()) == 0), "{what}");
 
@@ -123,7 +123,7 @@ fn a_name_decides_whatever_is_renamed() {
     site.assert_only(&["eb"], "renamed away");
     let (tap, peer) = (Tap::on(&site.host.netns, "other"), Tap::on(&site.peers[0], "eth0"));
     let before = safety::dropped(&site.host, "unknown_key");
-    site.from_far(1, "renamed");
+    site.send_from_far(1, "renamed");
     eventually("they are dropped", || safety::dropped(&site.host, "unknown_key") >= before + FRAMES as u64);
     assert_eq!((tap.received(b"renamed"), peer.received(b"renamed")), (0, 0));
     site.assert_carries("eb", 2, "the other one");
@@ -141,7 +141,7 @@ fn a_name_decides_whatever_is_renamed() {
         assert_eq!((site.host.ifindex("ea"), site.host.ifindex("eb")), if swapped { (eb, ea) } else { (ea, eb) });
         let right = || {
             let live = entries(&site.host, "if2tunkey");
-            let id = |name: &str| live.get(&site.host.ifindex(name).to_ne_bytes().to_vec()).map(|v| u32_at(v, 12));
+            let id = |name: &str| live.get(site.host.ifindex(name).to_ne_bytes().as_slice()).map(|v| u32_at(v, 12));
             (id("ea"), id("eb")) == (Some(1), Some(2))
         };
         eventually("the entries are swapped", right);
@@ -190,7 +190,7 @@ fn moved_to_another_namespace_and_back() {
         }
         let before: u64 = ["unknown_key", "target_gone"].iter().map(|r| safety::dropped(host, r)).sum();
         let marker = format!("<moved {round}>");
-        site.from_far(1, &marker);
+        site.send_from_far(1, &marker);
         eventually("they are dropped", || {
             ["unknown_key", "target_gone"].iter().map(|r| safety::dropped(host, r)).sum::<u64>()
                 >= before + FRAMES as u64
@@ -248,7 +248,7 @@ fn recreated_while_the_daemon_is_stopped_nothing_reaches_the_new_one_unless_it_i
         let (tap, beyond) = (Tap::on(&site.host.netns, "ea"), Tap::on(&site.host.netns, "eax"));
         let far = Tap::on(&site.far.netns, "vx1");
         let before = safety::dropped(&site.host, "target_gone");
-        site.from_far(1, again);
+        site.send_from_far(1, again);
         eventually("they are dropped", || safety::dropped(&site.host, "target_gone") >= before + FRAMES as u64);
         let frame = ethernet(BROADCAST, [2; 6], EXPERIMENT, again.as_bytes());
         assert_eq!((tap.received(again.as_bytes()), beyond.received(again.as_bytes())), (0, 0));

@@ -4,6 +4,7 @@ use crate::world::live::{entries, ip_batch, u32_at};
 use crate::world::*;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub fn whole(mappings: impl IntoIterator<Item = u32>) -> String {
 
 pub struct Site {
     pub host: Host,
+    /// When all of the last change was in force: before the next one was made.
+    settled: Mutex<Instant>,
     _underlay: Underlay,
 }
 
@@ -46,7 +49,7 @@ impl Site {
         let links: String = pairs.map(|n| format!("link add m{n} up type veth peer name m{}\n", n + 1)).collect();
         ip_batch(&host.netns, &links);
         host.extra_env.push(("TUNNEL_MESH_INTERVAL".into(), "86400".into()));
-        Self { host, _underlay: underlay }
+        Self { host, settled: Mutex::new(Instant::now()), _underlay: underlay }
     }
 
     /// What is in force now.
@@ -72,7 +75,6 @@ impl Site {
     pub fn follows(&self, what: &str, before: impl IntoIterator<Item = u32>, after: impl IntoIterator<Item = u32>) {
         let (before, after): (BTreeSet<u32>, BTreeSet<u32>) =
             (before.into_iter().collect(), after.into_iter().collect());
-        let start = Instant::now();
         let union = before.union(&after).copied();
         if after.is_superset(&before) {
             self.becomes(what, after);
@@ -81,9 +83,11 @@ impl Site {
                 self.becomes(&format!("{what}: additions"), union);
             }
             self.becomes(&format!("{what}: removals"), after);
-            assert!(start.elapsed() > Duration::from_millis(900), "{what}: removed after {:?}", start.elapsed());
+            let elapsed = self.settled.lock().unwrap().elapsed();
+            assert!(elapsed > Duration::from_millis(900), "{what}: removed after {elapsed:?}");
         }
         self.host.wait_in_force();
+        *self.settled.lock().unwrap() = Instant::now();
     }
 
     /// Does something, and watches all the time that these mappings stay in force.
@@ -118,7 +122,9 @@ impl Site {
         for (name, text) in files {
             std::fs::write(self.host.topology().join(name), text).unwrap();
         }
-        self.host.daemon()
+        let daemon = self.host.daemon();
+        *self.settled.lock().unwrap() = Instant::now();
+        daemon
     }
 }
 

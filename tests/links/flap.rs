@@ -86,21 +86,8 @@ pub fn run() {
     let overruns = || host.status()["daemon"]["netlink_overruns"].as_u64().unwrap();
     assert_eq!(overruns(), 0);
 
-    let delete: String = pairs().map(|n| format!("link del f{n}\n")).collect();
-
-    // All go and come back with the same names and the indexes of each pair swapped, the daemon on its way meanwhile.
-    let index = links(netns);
-    let swapped: String = pairs()
-        .map(|n| {
-            let (a, b) = (index[&format!("f{n}")], index[&format!("f{}", n + 1)]);
-            format!("link add f{n} index {b} up type veth peer name f{} index {a}\nlink set f{} up\n", n + 1, n + 1)
-        })
-        .collect();
-    ip_batch(netns, &format!("{delete}{swapped}"));
-    settled(&host, "recreated with each other's index");
-
-    // More than the socket holds, in the middle of all that: the daemon is held still, and a third each is recreated,
-    // renamed in a circle, and moved to another namespace.
+    // More than the socket holds: the daemon is held still, and a third each is recreated with the index of the other end
+    // of its pair, gets the name of the other end, and is moved to another namespace.
     daemon.signal(Signal::STOP);
     let flap: String = pairs()
         .map(|n| format!("link set f{n} down\nlink set f{n} mtu 1400\nlink set f{n} mtu 1500\nlink set f{n} up\n"))
@@ -112,10 +99,14 @@ pub fn run() {
         rounds += 1;
         assert!(rounds < 1000, "the socket never overran");
     }
-    let mut script = String::new();
+    let (index, mut script) = (links(netns), String::new());
     for n in pairs() {
         match n / 2 % 3 {
-            0 => script.push_str(&format!("link del f{n}\n{}", add(n))),
+            0 => {
+                let (a, b) = (index[&format!("f{n}")], index[&format!("f{}", n + 1)]);
+                let ends = format!("f{n} index {b} up type veth peer name f{} index {a}", n + 1);
+                script.push_str(&format!("link del f{n}\nlink add {ends}\nlink set f{} up\n", n + 1));
+            }
             1 => {
                 let (a, b) = (format!("f{n}"), format!("f{}", n + 1));
                 script.push_str(&format!("link set {a} name x\nlink set {b} name {a}\nlink set x name {b}\n"));
