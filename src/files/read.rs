@@ -10,9 +10,12 @@ use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often a file that changes while it is read is read again.
 const TRIES: usize = 5;
+/// Age from which a change of a file shows in its times: more than a tick of any kernel's clock.
+const SETTLED: Duration = Duration::from_millis(20);
 /// Deepest directory.
 const DEPTH_MAX: usize = 32;
 
@@ -35,6 +38,14 @@ impl Stamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+
+    /// How long until another change can't have this very stamp: before Linux 6.13, a file that is written twice within
+    /// a tick of the clock looks the same afterwards. Times in the future are none of ours.
+    fn unsettled(&self) -> Option<Duration> {
+        let (seconds, nanos) = (u64::try_from(self.changed.0).ok()?, u32::try_from(self.changed.1).ok()?);
+        let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::new(seconds, nanos)).ok()?;
+        SETTLED.checked_sub(age)
     }
 }
 
@@ -108,9 +119,13 @@ fn walk(directory: &Path, metadata: &Metadata, above: &mut BTreeSet<(u64, u64)>,
 /// When it can't be read, or goes on changing.
 pub fn read(path: &Path) -> Result<(SourceFile, Stamp)> {
     let what = || format!("read {}", path.display());
-    for _ in 0..TRIES {
+    for attempt in 1..=TRIES {
         let mut file = File::open(path).with_context(what)?;
         let before = Stamp::of(&file.metadata().with_context(what)?);
+        if let Some(rest) = before.unsettled().filter(|_| attempt < TRIES) {
+            std::thread::sleep(rest);
+            continue;
+        }
         let mut text = Vec::with_capacity(before.size as usize);
         file.read_to_end(&mut text).with_context(what)?;
         let after = Stamp::of(&file.metadata().with_context(what)?);
@@ -157,5 +172,17 @@ mod tests {
         assert!(list(&[path.join("nowhere")]).unwrap_err().to_string().contains("nowhere"));
         symlink(".", path.join("loop")).unwrap();
         assert!(list(&[path]).unwrap_err().to_string().contains("itself"));
+    }
+
+    #[test]
+    fn a_file_is_read_once_a_later_change_would_show() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.yaml");
+        std::fs::write(&path, "one").unwrap();
+        let (file, stamp) = read(&path).unwrap();
+        assert_eq!(file.text, b"one");
+        assert_eq!(stamp.unsettled(), None);
+        std::fs::write(&path, "two").unwrap();
+        assert_ne!(read(&path).unwrap().1, stamp);
     }
 }

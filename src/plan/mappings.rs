@@ -1,6 +1,7 @@
 //! Map entries: desired against live, as inserts, in-place updates and deletes.
 
 use super::builder::{Builder, Phase, PlannedMapping};
+use super::views::{differences, kind, live_key_view, live_view, name_of, view};
 use super::*;
 use std::collections::BTreeMap;
 
@@ -10,42 +11,6 @@ const SMALLEST_CAPACITY: u32 = 256;
 /// The key of a mapping in `tunkey2if`.
 pub(super) fn key_of(mapping: &Mapping, tunnel: u32) -> TunKey {
     TunKey { tunnel, id: mapping.key.id, remote: mapping.key.remote }
-}
-
-fn view(mapping: &Mapping) -> MappingView {
-    MappingView {
-        interface: mapping.interface.clone(),
-        tunnel: mapping.key.tunnel.clone(),
-        id: mapping.key.id,
-        remote: mapping.key.remote,
-        local: Some(mapping.local),
-        attach: mapping.attach,
-    }
-}
-
-fn live_view(b: &Builder<'_>, ifindex: u32, entry: &IfEntry) -> MappingView {
-    let link = b.input.observed.link_by_index(ifindex);
-    MappingView {
-        interface: link.map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone()),
-        tunnel: b.live.tunnel_name(entry.key.tunnel),
-        id: entry.key.id,
-        remote: entry.key.remote,
-        local: Some(entry.local),
-        attach: if entry.endpoint { Attach::Endpoint } else { Attach::Port },
-    }
-}
-
-fn live_key_view(b: &Builder<'_>, key: TunKey, value: SlotRef) -> MappingView {
-    let ifindex = b.live.devs.get(&value.slot);
-    let link = ifindex.and_then(|i| b.input.observed.link_by_index(*i));
-    MappingView {
-        interface: link.map_or_else(|| format!("slot {}", value.slot), |l| l.name.clone()),
-        tunnel: b.live.tunnel_name(key.tunnel),
-        id: key.id,
-        remote: key.remote,
-        local: None,
-        attach: if value.endpoint { Attach::Endpoint } else { Attach::Port },
-    }
 }
 
 /// Whether a mapping of the files speaks of that live key.
@@ -372,41 +337,6 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
     } else {
         Reason::Drift
     }
-}
-
-fn name_of(b: &Builder<'_>, ifindex: u32) -> String {
-    b.input.observed.link_by_index(ifindex).map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone())
-}
-
-fn kind(endpoint: bool) -> Attach {
-    if endpoint { Attach::Endpoint } else { Attach::Port }
-}
-
-fn differences(live: Option<&IfEntry>, want: &IfEntry) -> Vec<String> {
-    let mut out = Vec::new();
-    if let Some(live) = live {
-        if live.slot != want.slot {
-            out.push(format!("slot {} -> {}", live.slot, want.slot));
-        }
-        if live.ttl != want.ttl {
-            out.push(format!("ttl {:?} -> {:?}", live.ttl, want.ttl));
-        }
-        if live.tos != want.tos {
-            out.push(format!("tos {:?} -> {:?}", live.tos, want.tos));
-        }
-        if live.df != want.df {
-            out.push(format!("df {} -> {}", live.df, want.df));
-        }
-        if live.checksum != want.checksum {
-            out.push(format!("checksum {} -> {}", live.checksum, want.checksum));
-        }
-        if !live.valid {
-            out.push("if2tunkey entry with a wrong check".to_owned());
-        }
-    } else {
-        out.push("if2tunkey entry is missing".to_owned());
-    }
-    out
 }
 
 fn has_change(b: &mut Builder<'_>, address: &str) -> bool {

@@ -22,6 +22,7 @@ mod devices;
 mod hooks;
 mod mappings;
 mod slots;
+mod views;
 
 use crate::model::*;
 use serde::{Deserialize, Serialize};
@@ -141,20 +142,6 @@ pub struct Change {
     pub origin: Option<Origin>,
 }
 
-impl Change {
-    /// In one line: what is live and what it becomes, then the details.
-    pub fn describe(&self) -> String {
-        let entry = match (&self.before, &self.after) {
-            (None, None) => None,
-            (None, Some(after)) => Some(format!("nothing -> {after}")),
-            (Some(before), None) => Some(format!("{before} -> nothing")),
-            (Some(before), Some(after)) if before == after => None,
-            (Some(before), Some(after)) => Some(format!("{before} -> {after}")),
-        };
-        entry.into_iter().chain(self.details.iter().cloned()).collect::<Vec<_>>().join("; ")
-    }
-}
-
 /// A mapping as a plan shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappingView {
@@ -171,16 +158,6 @@ pub struct MappingView {
     pub local: Option<std::net::IpAddr>,
     /// Port or endpoint.
     pub attach: Attach,
-}
-
-impl std::fmt::Display for MappingView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {{{}, {}, {}}} {}", self.interface, self.tunnel, self.id, self.remote, self.attach)?;
-        match self.local {
-            Some(local) => write!(f, " from {local}"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// A mapping that can't be in force yet.
