@@ -31,6 +31,7 @@ needs() {
             echo 'udhcpc udhcpc'
             echo 'iperf3 iperf3'
             echo 'strace strace'
+            echo 'git git'
             ;;
         lint)
             echo 'clang-format clang-format'

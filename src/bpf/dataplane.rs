@@ -15,6 +15,9 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+/// Slots of `devs` that are always read, which takes a millisecond.
+const SLOTS_READ: u32 = 4096;
+
 /// The pinned data plane of one pin directory.
 ///
 /// Interfaces and `devs` are resolved in the network namespace of the thread that calls.
@@ -122,8 +125,8 @@ impl Dataplane {
 
     /// The contents of the maps, sorted; `None` where none are pinned.
     ///
-    /// Of `devs`, which must be read slot by slot, only the slots up to the highest that an entry names are read: one
-    /// beyond them is not in use whatever it holds.
+    /// Of `devs`, which must be read slot by slot, the first [`SLOTS_READ`] slots are read, and those up to the highest
+    /// that an entry names: one beyond them is not in use whatever it holds.
     pub fn observe(&self) -> Result<Option<MapState>> {
         let Some(maps) = &self.maps else { return Ok(None) };
         let conf = maps.conf.read_all::<u32, RawConf>()?;
@@ -146,7 +149,7 @@ impl Dataplane {
         let named = tunkey2if.iter().map(|(_, v)| v.slot).chain(if2tunkey.iter().map(|(_, v)| v.slot));
         let end = named.filter(|slot| *slot < capacity).max().map_or(FIRST_MAPPING_SLOT, |s| s + 1);
         let mut devs = Vec::new();
-        for slot in 0..end.max(FIRST_MAPPING_SLOT).min(capacity) {
+        for slot in 0..end.max(SLOTS_READ).min(capacity) {
             match maps.devs.get::<u32, RawDev>(slot)? {
                 Some(dev) if dev.ifindex != 0 => devs.push((slot, dev.ifindex)),
                 _ => {}

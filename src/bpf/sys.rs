@@ -24,6 +24,7 @@ pub(super) const MAP_UPDATE_BATCH: libc::c_int = 26;
 pub(super) const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_GET_FD_BY_ID: libc::c_int = 30;
 const LINK_DETACH: libc::c_int = 34;
 
 /// Commands that change something which outlives the process.
@@ -433,6 +434,13 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attr = LinkUpdateAttr { link_fd: fd_of(link), prog_fd: fd_of(program), ..LinkUpdateAttr::default() };
     // SAFETY: no pointers.
     unsafe { bpf(LINK_UPDATE, &mut attr).map(drop) }
+}
+
+/// Opens a bpf_link by its id, which takes CAP_SYS_ADMIN.
+pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = id;
+    // SAFETY: no pointers; LINK_GET_FD_BY_ID returns a new descriptor.
+    unsafe { bpf_fd(LINK_GET_FD_BY_ID, &mut attr) }
 }
 
 /// Detaches a bpf_link from its interface, whoever else holds it.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// Loopback, which every namespace has.
 const LOOPBACK: u32 = 1;
@@ -118,7 +119,7 @@ impl Dataplane {
 
     fn attach_anew(&self, program: BorrowedFd<'_>, path: &Path, ifindex: u32, direction: Direction) -> Result<()> {
         pins::make_dir(&self.pins.links_dir())?;
-        let link = create(program, ifindex, direction)?;
+        let link = create_or_adopt(program, ifindex, direction)?;
         sys::pin(link.as_fd(), path).with_context(|| format!("pin it as {}", path.display()))
     }
 
@@ -181,6 +182,26 @@ fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT)) => Ok(()),
         result => result,
     }
+}
+
+/// As [`create`]; where the program is in the chain by an attachment whose pin was removed, takes that one over. Without
+/// the privilege for it, waits a little: the kernel detaches some time after the pin went.
+fn create_or_adopt(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> Result<OwnedFd> {
+    const TRIES: u32 = 20;
+    let id = sys::program_info(program).context("ask about the program")?.id;
+    for _ in 0..TRIES {
+        match sys::link_create_tcx(program, ifindex, attach_type(direction)) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Ok(link) => return Ok(link),
+            Err(_) => break,
+        }
+        let there = chain(ifindex, direction)?.into_iter().find(|(program, _)| *program == id);
+        if let Some(Ok(link)) = there.map(|(_, link)| sys::link_by_id(link)) {
+            return Ok(link);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    create(program, ifindex, direction)
 }
 
 fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> Result<OwnedFd> {

@@ -94,6 +94,9 @@ fn text(status: &Status, paint: Paint) -> String {
         field("topology", &paint.red("not accepted; the last accepted one stays in force:"));
         out.push_str(&indent(error));
     }
+    if let Some(error) = &status.daemon.watch_error {
+        out.push_str(&format!("{} {error}: looking every second instead\n", paint.yellow("problem  ")));
+    }
     for error in &status.errors {
         out.push_str(&format!("{} {error}\n", paint.red("error    ")));
     }

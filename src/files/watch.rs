@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// Quiet time after the last event.
 const QUIET: Duration = Duration::from_millis(20);
@@ -27,47 +27,32 @@ pub struct Watch {
     paths: Vec<PathBuf>,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
-    inside: Arc<Mutex<BTreeSet<PathBuf>>>,
     woken: Arc<Notify>,
     overflows: Arc<AtomicU64>,
-    /// When the first and the last event came that are being gathered.
-    gathered: Option<(Instant, Instant)>,
+    /// Directories that are read, for the watcher's thread.
+    inside: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// First and last of the events that are being gathered.
+    gathering: Option<(Instant, Instant)>,
+    /// Since when a `.git/index.lock` stands there.
+    git: Option<Instant>,
+    trouble: Option<String>,
 }
 
 impl Watch {
     /// Watches the directories, their parents and where their symlinks lead. Where inotify has reached its limit, it says
     /// so and leaves everything to the caller's rescans.
     pub fn new(paths: &[PathBuf]) -> Self {
-        let woken = Arc::new(Notify::new());
-        let overflows = Arc::new(AtomicU64::new(0));
-        let inside = Arc::new(Mutex::new(BTreeSet::new()));
-        let (wake, overflow) = (Arc::clone(&woken), Arc::clone(&overflows));
-        let (within, named) = (Arc::clone(&inside), paths.to_vec());
-        let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
-            Ok(event) if event.need_rescan() => {
-                overflow.fetch_add(1, Ordering::Relaxed);
-                wake.notify_one();
-            }
-            // Our own reading must not wake us.
-            Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
-            Ok(event) if event.kind == EventKind::Modify(ModifyKind::Metadata(MetadataKind::AccessTime)) => {}
-            // A directory's parent is watched for that directory only.
-            Ok(event) if !event.paths.is_empty() && !event.paths.iter().any(|p| concerns(p, &named, &within)) => {}
-            Ok(_) => wake.notify_one(),
-            Err(error) => {
-                tracing::warn!("watching the topology: {error}");
-                wake.notify_one();
-            }
-        });
-        let watcher = match made {
-            Ok(watcher) => Some(watcher),
-            Err(error) => {
-                tracing::warn!("the topology can't be watched ({error}): looking every second instead");
-                None
-            }
+        let mut watch = Self {
+            paths: paths.to_vec(),
+            watcher: None,
+            watched: BTreeSet::new(),
+            woken: Arc::new(Notify::new()),
+            overflows: Arc::new(AtomicU64::new(0)),
+            inside: Arc::default(),
+            gathering: None,
+            git: None,
+            trouble: None,
         };
-        let watched = BTreeSet::new();
-        let mut watch = Self { paths: paths.to_vec(), watcher, watched, inside, woken, overflows, gathered: None };
         watch.renew();
         watch
     }
@@ -77,41 +62,58 @@ impl Watch {
         self.overflows.load(Ordering::Relaxed)
     }
 
-    /// Whether events are being gathered, so that it is too early to look.
-    pub fn is_unsettled(&self) -> bool {
-        self.gathered.is_some()
+    /// Why changes are seen by the rescans only, if they are.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
-    /// Resolves when something may have changed and it is quiet again, or has not been for long. May be dropped and
-    /// called again: what was gathered isn't forgotten.
-    pub async fn settled(&mut self) {
+    /// Resolves when something may have changed and it is quiet again. Dropping the future loses nothing.
+    pub async fn changed(&mut self) {
         loop {
-            let Some((first, last)) = self.gathered else {
+            let Some((first, last)) = self.gathering else {
                 self.woken.notified().await;
-                let now = Instant::now();
-                self.gathered = Some((now, now));
+                self.gathering = Some((Instant::now(), Instant::now()));
                 continue;
             };
-            let until = (last + QUIET).min(first + LONGEST).max(last);
+            let now = Instant::now();
+            let until = if self.git_is_writing() { now + QUIET } else { (last + QUIET).min(first + LONGEST) };
+            if until <= now {
+                break;
+            }
             if timeout_at(until, self.woken.notified()).await.is_ok() {
-                self.gathered = Some((first, Instant::now()));
-            } else if first.elapsed() < LONGEST_GIT && self.paths.iter().any(|p| git_is_writing(p)) {
-                // Looks again after a pause, whether or not an event comes.
-                self.gathered = Some((first, Instant::now()));
-                timeout(QUIET, self.woken.notified()).await.unwrap_or_default();
-            } else {
-                self.gathered = None;
-                // Directories may have been replaced.
-                self.renew();
-                return;
+                self.gathering = Some((first, Instant::now()));
             }
         }
+        self.gathering = None;
+        self.renew();
+    }
+
+    /// Whether git is at work in one of the directories. A lock that stands for long is one that an aborted git left.
+    pub fn git_is_writing(&mut self) -> bool {
+        if !self.paths.iter().any(|p| git_lock(p)) {
+            self.git = None;
+            return false;
+        }
+        self.git.get_or_insert_with(Instant::now).elapsed() < LONGEST_GIT
     }
 
     /// Watches every directory that matters and drops those that don't exist any more. A directory that was deleted and
     /// made again is another one to inotify, even under the same name and inode: so all are watched anew.
-    fn renew(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
+    pub fn renew(&mut self) {
+        let trouble = self.watch_all().err();
+        if let Some(trouble) = trouble.as_ref().filter(|t| self.trouble.as_ref() != Some(t)) {
+            tracing::warn!("{trouble}: looking every second instead");
+        } else if trouble.is_none() && self.trouble.is_some() {
+            tracing::info!("the topology is watched again");
+        }
+        self.trouble = trouble;
+    }
+
+    fn watch_all(&mut self) -> Result<(), String> {
+        if self.watcher.is_none() {
+            self.watcher = Some(self.open().map_err(|error| self::trouble(&error))?);
+        }
+        let Some(watcher) = &mut self.watcher else { return Ok(()) };
         let mut wanted = BTreeSet::new();
         self.paths.iter().for_each(|path| gather(path, &mut wanted, 0));
         self.inside.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&wanted);
@@ -128,21 +130,50 @@ impl Watch {
             if self.watched.contains(path) {
                 drop(watcher.unwatch(path));
             }
-            if let Err(error) = watcher.watch(path, RecursiveMode::NonRecursive) {
-                failed = Some(error);
-            }
-        }
-        if let Some(error) = failed {
-            match error.kind {
-                notify::ErrorKind::MaxFilesWatch => {
-                    tracing::warn!(
-                        "inotify's limit is reached (fs.inotify.max_user_watches): looking every second instead"
-                    );
-                }
-                _ => tracing::debug!("watching the topology: {error}"),
+            match watcher.watch(path, RecursiveMode::NonRecursive) {
+                Ok(()) => {}
+                Err(error) if matches!(error.kind, notify::ErrorKind::MaxFilesWatch) => failed = Some(error),
+                // Gone this very moment, or not ours to look at: the next look tells.
+                Err(error) => tracing::debug!("watching the topology: {error}"),
             }
         }
         self.watched = wanted;
+        failed.map_or(Ok(()), |error| Err(self::trouble(&error)))
+    }
+
+    fn open(&self) -> notify::Result<RecommendedWatcher> {
+        let (wake, overflow) = (Arc::clone(&self.woken), Arc::clone(&self.overflows));
+        let (within, named) = (Arc::clone(&self.inside), self.paths.clone());
+        notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
+            Ok(event) if event.need_rescan() => {
+                overflow.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!("inotify's queue overflowed: reading the topology anew");
+                wake.notify_one();
+            }
+            // Our own reading must not wake us.
+            Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
+            Ok(event) if event.kind == EventKind::Modify(ModifyKind::Metadata(MetadataKind::AccessTime)) => {}
+            // A directory's parent is watched for that directory only.
+            Ok(event) if !event.paths.is_empty() && !event.paths.iter().any(|p| concerns(p, &named, &within)) => {}
+            Ok(_) => wake.notify_one(),
+            Err(error) => {
+                tracing::warn!("watching the topology: {error}");
+                wake.notify_one();
+            }
+        })
+    }
+}
+
+/// What keeps inotify from watching, and which limit to raise.
+fn trouble(error: &notify::Error) -> String {
+    match &error.kind {
+        notify::ErrorKind::MaxFilesWatch => {
+            "the topology can't be watched: inotify's limit fs.inotify.max_user_watches is reached".to_owned()
+        }
+        notify::ErrorKind::Io(io) if io.raw_os_error() == Some(libc::EMFILE) => {
+            "the topology can't be watched: inotify's limit fs.inotify.max_user_instances is reached".to_owned()
+        }
+        _ => format!("the topology can't be watched ({error})"),
     }
 }
 
@@ -184,7 +215,7 @@ fn gather(path: &Path, out: &mut BTreeSet<PathBuf>, depth: usize) {
 
 /// Whether git holds the lock of the worktree that this directory is in. In a linked worktree `.git` is a file that says
 /// where its own directory is (gitrepository-layout(5)).
-fn git_is_writing(path: &Path) -> bool {
+fn git_lock(path: &Path) -> bool {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let Some((top, git)) = real.ancestors().map(|p| (p, p.join(".git"))).find(|(_, git)| git.exists()) else {
         return false;

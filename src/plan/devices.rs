@@ -120,6 +120,14 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
             },
             (None, true) => {
                 let reason = b.device_reason(known);
+                // One that was renamed still holds the port.
+                let alias = observed.instance.tunnel_alias(name);
+                if let Some(renamed) = observed.links.iter().find(|l| l.alias.as_deref() == Some(alias.as_str())) {
+                    let detail = format!("delete {}, which it was renamed to", renamed.name);
+                    b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
+                    b.operation(Phase::MakeLinks, name, Step::DeleteLink { link: LinkRef::of(renamed) });
+                    b.deleted_links.insert(renamed.ifindex, name.clone());
+                }
                 let detail = format!("make the {} device, MTU {mtu}", tunnel.kind);
                 b.device_change(Object::Tunnel, name, ChangeAction::Create, reason, detail);
                 make_tunnel(b, tunnel, mtu);
@@ -180,7 +188,7 @@ fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
         repair(b, format!("local address {old} -> {new}"), LinkEdit::VxlanLocal(new));
     }
     if !link.up {
-        repair(b, "set up".to_owned(), LinkEdit::Up(true));
+        repair(b, "down -> up".to_owned(), LinkEdit::Up(true));
     }
 }
 
@@ -291,7 +299,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
                     edit(b, Phase::Join, name, &reference, LinkEdit::Mtu(mtu));
                 }
                 if !link.up {
-                    b.device_change(Object::Bridge, name, ChangeAction::Update, reason, "set up".to_owned());
+                    b.device_change(Object::Bridge, name, ChangeAction::Update, reason, "down -> up".to_owned());
                     edit(b, Phase::Join, name, &reference, LinkEdit::Up(true));
                 }
             }
@@ -348,14 +356,19 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     };
     let joined = bridge.ifindex.is_some() && link.master == bridge.ifindex;
     if !joined {
+        let now = match link.master.and_then(|m| b.input.observed.link_by_index(m)) {
+            Some(other) => format!("it is in {}", other.name),
+            None => "it is in none".to_owned(),
+        };
         // Outside of its bridge it would hand its tenant's packets to the host's own stack: down before anything leads there.
         if link.up {
             repair(b, "set down".to_owned(), Phase::MakeLinks, LinkEdit::Up(false));
         }
-        repair(b, format!("join bridge {}", bridge.name), Phase::Join, LinkEdit::Master(bridge.clone()));
+        let detail = format!("join bridge {} ({now})", bridge.name);
+        repair(b, detail, Phase::Join, LinkEdit::Master(bridge.clone()));
     }
     if !joined || link.isolated != Some(true) {
-        repair(b, "isolated on".to_owned(), Phase::Join, LinkEdit::Isolated(true));
+        repair(b, "isolated off -> on".to_owned(), Phase::Join, LinkEdit::Isolated(true));
     }
     if link.mtu != mtu {
         repair(b, format!("MTU {} -> {mtu}", link.mtu), Phase::Join, LinkEdit::Mtu(mtu));
@@ -366,7 +379,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
         repair(b, format!("alternative name {altname}"), Phase::Join, LinkEdit::Altname(altname.clone()));
     }
     if !joined || !link.up {
-        repair(b, "set up".to_owned(), Phase::Join, LinkEdit::Up(true));
+        repair(b, "down -> up".to_owned(), Phase::Join, LinkEdit::Up(true));
     }
     Some(reference)
 }

@@ -1,6 +1,7 @@
 //! Map entries: desired against live, as inserts, in-place updates and deletes.
 
 use super::builder::{Builder, Phase, PlannedMapping};
+use super::views::{differences, kind, live_key_view, live_view, name_of, view};
 use super::*;
 use std::collections::BTreeMap;
 
@@ -10,42 +11,6 @@ const SMALLEST_CAPACITY: u32 = 256;
 /// The key of a mapping in `tunkey2if`.
 pub(super) fn key_of(mapping: &Mapping, tunnel: u32) -> TunKey {
     TunKey { tunnel, id: mapping.key.id, remote: mapping.key.remote }
-}
-
-fn view(mapping: &Mapping) -> MappingView {
-    MappingView {
-        interface: mapping.interface.clone(),
-        tunnel: mapping.key.tunnel.clone(),
-        id: mapping.key.id,
-        remote: mapping.key.remote,
-        local: Some(mapping.local),
-        attach: mapping.attach,
-    }
-}
-
-fn live_view(b: &Builder<'_>, ifindex: u32, entry: &IfEntry) -> MappingView {
-    let link = b.input.observed.link_by_index(ifindex);
-    MappingView {
-        interface: link.map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone()),
-        tunnel: b.live.tunnel_name(entry.key.tunnel),
-        id: entry.key.id,
-        remote: entry.key.remote,
-        local: Some(entry.local),
-        attach: if entry.endpoint { Attach::Endpoint } else { Attach::Port },
-    }
-}
-
-fn live_key_view(b: &Builder<'_>, key: TunKey, value: SlotRef) -> MappingView {
-    let ifindex = b.live.devs.get(&value.slot);
-    let link = ifindex.and_then(|i| b.input.observed.link_by_index(*i));
-    MappingView {
-        interface: link.map_or_else(|| format!("slot {}", value.slot), |l| l.name.clone()),
-        tunnel: b.live.tunnel_name(key.tunnel),
-        id: key.id,
-        remote: key.remote,
-        local: None,
-        attach: if value.endpoint { Attach::Endpoint } else { Attach::Port },
-    }
 }
 
 /// Whether a mapping of the files speaks of that live key.
@@ -65,11 +30,16 @@ fn meant_by<'b>(b: &'b Builder<'_>, ifindex: Option<u32>, key: TunKey) -> Option
     let named = |desired: &'b Desired| name.and_then(|n| desired.mappings.get(n));
     let keyed = |desired: &'b Desired| desired.mappings.values().find(|m| has_key(b, m, key));
     let accepted = b.input.accepted;
+    // Whose interface is another one and as it should be isn't meant: somebody used his key.
+    let strays = |m: &Mapping| {
+        let elsewhere = b.input.observed.link(&m.interface).is_some_and(|l| Some(l.ifindex) != ifindex);
+        ifindex.is_some() && elsewhere && !b.has_change(Object::Mapping, &m.address())
+    };
     named(b.input.desired)
         .map(|m| (m, true))
         .or_else(|| accepted.and_then(named).map(|m| (m, false)))
-        .or_else(|| keyed(b.input.desired).map(|m| (m, true)))
-        .or_else(|| accepted.and_then(keyed).map(|m| (m, false)))
+        .or_else(|| keyed(b.input.desired).filter(|m| !strays(m)).map(|m| (m, true)))
+        .or_else(|| accepted.and_then(keyed).filter(|m| !strays(m)).map(|m| (m, false)))
 }
 
 /// Address of the change that a live entry of `if2tunkey` belongs to.
@@ -139,7 +109,13 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             Some(c) if Some(c.ifindex) != ifindex || !same_dev => (
                 ChangeAction::Update,
                 match &planned.link {
-                    Some(link) => format!("device is {link}"),
+                    Some(link) if Some(c.ifindex) != ifindex && c.ifindex != 0 => {
+                        format!("device is {link}, conf has {}", name_of(b, c.ifindex))
+                    }
+                    Some(link) => match dev.filter(|d| Some(*d) != ifindex) {
+                        Some(other) => format!("device is {link}, devs has {}", name_of(b, other)),
+                        None => format!("device is {link}"),
+                    },
                     None => "device is gone".to_owned(),
                 },
             ),
@@ -150,6 +126,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             None => Reason::Added,
             Some(_) if !b.tunnel_unchanged(name) => Reason::Changed,
             Some(_) if planned.link.is_none() => Reason::InterfaceGone,
+            // Of a device that was recreated or is new, the kernel has emptied `devs`.
+            Some(_) if same_dev => Reason::Drift,
             Some(c) if Some(c.ifindex) != ifindex && c.ifindex == 0 => Reason::InterfaceAppeared,
             Some(c) if Some(c.ifindex) != ifindex => Reason::InterfaceRecreated,
             Some(_) => Reason::Drift,
@@ -183,6 +161,12 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             continue;
         }
         let detail = format!("release tunnel index {index}");
+        if b.input.desired.tunnels.contains_key(&conf.name) {
+            let detail = format!("{detail}, a second one of {}", conf.name);
+            b.device_change(Object::Tunnel, &conf.name, ChangeAction::Update, Reason::Drift, detail);
+            b.operation(Phase::DropTargets, &conf.name, Step::ClearConf { index });
+            continue;
+        }
         let reason = match b.input.accepted {
             Some(a) if a.tunnels.contains_key(&conf.name) => Reason::Removed,
             Some(_) => Reason::Drift,
@@ -247,7 +231,8 @@ pub(super) fn entries(b: &mut Builder<'_>) {
         let entry = holder.and_then(|i| b.live.ifs.get(&i).map(|e| (i, *e)));
         let address = entry.map_or_else(|| format!("slot {slot}"), |(i, e)| address_of(b, i, &e));
         if entry.is_none() && !has_change(b, &address) {
-            drift_only(b, &address, format!("slot {slot} of devs holds a device that no entry uses"));
+            let holder = holder.map_or_else(|| "nothing".to_owned(), |i| name_of(b, i));
+            drift_only(b, &address, format!("slot {slot} of devs holds {holder}, which no entry uses"));
         }
         b.operation(Phase::DropTargets, &address, Step::ClearDev { slot });
     }
@@ -286,8 +271,24 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) {
     };
     let action = if live_if.is_none() && live_key.is_none() { ChangeAction::Create } else { ChangeAction::Update };
     let reason = reason_for(b, p, live_if.is_some());
-    let details = if before.as_ref().is_some_and(|v| v.local.is_some()) && before == Some(view(mapping)) {
-        differences(live_if.as_ref(), &entry, same_key, same_dev)
+    let details = if reason == Reason::Drift && p.link.ifindex.is_none() {
+        vec![format!("make the port {} again: it is missing", p.link.name)]
+    } else if reason == Reason::Drift || before == Some(view(mapping)) {
+        let mut details = differences(live_if.as_ref(), &entry);
+        if !same_key {
+            details.push(match live_key {
+                None => "tunkey2if entry is missing".to_owned(),
+                Some(value) if !value.valid => "tunkey2if entry with a wrong check".to_owned(),
+                Some(value) => format!("tunkey2if entry leads to slot {}, {}", value.slot, kind(value.endpoint)),
+            });
+        }
+        if !same_dev {
+            details.push(match dev {
+                None => format!("devs entry of slot {} is missing", p.slot),
+                Some(other) => format!("devs entry of slot {} is {}", p.slot, name_of(b, other)),
+            });
+        }
+        details
     } else {
         Vec::new()
     };
@@ -332,6 +333,8 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
         Reason::Changed
     } else if !b.live.present {
         Reason::Added
+    } else if p.mapping.generated.is_some() && p.link.ifindex.is_none() {
+        Reason::Drift
     } else if b.input.was_pending.contains(&p.mapping.interface) {
         Reason::InterfaceAppeared
     } else if !live_if && b.live.ifs.iter().any(|(i, e)| Some(*i) != p.link.ifindex && has_key(b, p.mapping, e.key)) {
@@ -339,37 +342,6 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
     } else {
         Reason::Drift
     }
-}
-
-fn differences(live: Option<&IfEntry>, want: &IfEntry, same_key: bool, same_dev: bool) -> Vec<String> {
-    let mut out = Vec::new();
-    if let Some(live) = live {
-        if live.slot != want.slot {
-            out.push(format!("slot {} -> {}", live.slot, want.slot));
-        }
-        if live.ttl != want.ttl {
-            out.push(format!("ttl {:?} -> {:?}", live.ttl, want.ttl));
-        }
-        if live.tos != want.tos {
-            out.push(format!("tos {:?} -> {:?}", live.tos, want.tos));
-        }
-        if live.df != want.df {
-            out.push(format!("df {} -> {}", live.df, want.df));
-        }
-        if live.checksum != want.checksum {
-            out.push(format!("checksum {} -> {}", live.checksum, want.checksum));
-        }
-        if !live.valid {
-            out.push("if2tunkey entry with a wrong check".to_owned());
-        }
-    }
-    if !same_key {
-        out.push("tunkey2if entry is missing or wrong".to_owned());
-    }
-    if !same_dev {
-        out.push("devs entry is missing or wrong".to_owned());
-    }
-    out
 }
 
 fn has_change(b: &mut Builder<'_>, address: &str) -> bool {

@@ -22,6 +22,7 @@ mod devices;
 mod hooks;
 mod mappings;
 mod slots;
+mod views;
 
 use crate::model::*;
 use serde::{Deserialize, Serialize};

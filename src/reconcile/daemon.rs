@@ -103,6 +103,7 @@ impl Daemon {
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
         let mut files = Watch::new(self.acceptance.loader().paths());
+        self.note_watch(&files);
         let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
         let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -135,26 +136,22 @@ impl Daemon {
                 Some(client) = clients.recv() => if self.serve(client).await { break End::Down },
                 () = sleep_until(self.next_pass) => drop(self.pass(None).await),
                 event = links.next(), if subscribed => subscribed = self.link_event(&event),
-                () = files.settled() => {
+                () = files.changed() => {
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
                     if !self.acceptance.unchanged() {
                         self.reread(Cause::Changed).await;
-                        self.next_rescan = Instant::now() + RESCAN;
                     }
                 }
                 () = sleep_until(self.next_rescan) => {
-                    // A second's look finds what inotify doesn't show; while git writes, it is too early for both.
-                    if !files.is_unsettled() {
-                        self.rescan().await;
-                    }
                     self.next_rescan = Instant::now() + RESCAN;
+                    self.rescan(&mut files).await;
                     if !subscribed {
                         subscribed = self.subscribe(&mut links).await;
                     }
                 }
             }
-            self.health.watch_overflows = files.overflows();
+            self.note_watch(&files);
         };
         notify(&[sd_notify::NotifyState::Stopping]);
         if let Err(error) = std::fs::remove_file(self.options.paths.socket()) {
@@ -202,18 +199,32 @@ impl Daemon {
     }
 
     /// Looks the directory over: what inotify doesn't show, and the confirmation that removals wait for.
-    async fn rescan(&mut self) {
+    async fn rescan(&mut self, files: &mut Watch) {
+        if files.git_is_writing() {
+            return;
+        }
         if let Some(cause) = self.acceptance.due() {
+            if cause == Cause::Changed {
+                // inotify said nothing: it watches something that isn't there any more.
+                files.renew();
+            }
             self.reread(cause).await;
         }
     }
 
     async fn reread(&mut self, cause: Cause) -> Option<Report> {
+        // Whoever asks, what removals wait for is a full second without a change.
+        self.next_rescan = Instant::now() + RESCAN;
         let before = self.acceptance.intent().map(|i| i.desired.clone()).unwrap_or_default();
         if !self.acceptance.read(cause) {
             return None;
         }
         self.pass(Some(&before)).await
+    }
+
+    fn note_watch(&mut self, files: &Watch) {
+        self.health.watch_overflows = files.overflows();
+        self.health.watch_error = files.trouble().map(str::to_owned);
     }
 
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
@@ -329,8 +340,8 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 
 fn log(report: &Report) {
     for change in report.plan.changes.iter().filter(|_| report.changed) {
-        let why = change.details.join("; ");
-        tracing::info!(address = %change.address, action = ?change.action, reason = ?change.reason, "{why}");
+        let what = change.describe();
+        tracing::info!(address = %change.address, action = ?change.action, reason = ?change.reason, "{what}");
     }
     for (change, error) in &report.failures {
         tracing::warn!(change = %change, "{error}");

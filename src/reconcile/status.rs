@@ -168,6 +168,9 @@ pub struct Daemon {
     pub netlink_overruns: u64,
     /// Watch overflows.
     pub watch_overflows: u64,
+    /// Why changes of the files are seen by the rescan every second only, if they are.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub watch_error: Option<String>,
 }
 
 /// Everything `status` tells.
@@ -346,9 +349,6 @@ impl Status {
 }
 
 fn drift(change: &crate::plan::Change) -> String {
-    if change.details.is_empty() {
-        "the live entries differ; the next pass repairs them".to_owned()
-    } else {
-        change.details.join("; ")
-    }
+    let what = change.describe();
+    if what.is_empty() { "the live entries differ; the next pass repairs them".to_owned() } else { what }
 }

@@ -264,6 +264,11 @@ impl Probe {
         attach_pinned(netns, interface, "ingress", FOREIGN_PRIORITY, &self.directory.join(program));
     }
 
+    /// Where a program of it is pinned.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     /// As [`Probe::attach`], before those.
     pub fn attach_first(&self, netns: &Netns, interface: &str, program: &str) {
         attach_pinned(netns, interface, "ingress", FOREIGN_PRIORITY - 1, &self.directory.join(program));

@@ -7,6 +7,8 @@
 pub mod frames;
 #[path = "../harness/mod.rs"]
 pub mod harness;
+pub mod live;
+pub mod pair;
 
 use harness::Netns;
 use std::path::{Path, PathBuf};
