@@ -6,7 +6,7 @@ mod memory;
 
 use memory::batches::singles;
 use memory::topology::{Choice, INTERFACES, TUNNELS, desired, fresh_kernel, in_force, meaning, port_of};
-use memory::wire::remote;
+use memory::wire::{Fate, Packet, remote};
 use memory::{MemoryKernel, block};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,7 @@ enum Mischief {
     Conf(u32),
     Recreate(usize),
     Gone(usize),
+    Heir(usize, usize),
     Rename(usize, usize),
     Detach(usize),
     Behind(usize),
@@ -60,6 +61,7 @@ fn mischief() -> impl Strategy<Value = Mischief> {
         (1u32..4).prop_map(Mischief::Conf),
         any::<usize>().prop_map(Mischief::Recreate),
         any::<usize>().prop_map(Mischief::Gone),
+        (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Mischief::Heir(a, b)),
         (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Mischief::Rename(a, b)),
         any::<usize>().prop_map(Mischief::Detach),
         any::<usize>().prop_map(Mischief::Behind),
@@ -100,6 +102,16 @@ fn spoil(kernel: &mut MemoryKernel, mischief: &Mischief) {
         Mischief::Gone(n) => {
             if let Some((ifindex, _)) = pick(*n) {
                 kernel.remove_link(ifindex);
+            }
+            return;
+        }
+        Mischief::Heir(a, b) => {
+            let (Some((first, one)), Some((second, two))) = (pick(*a), pick(*b)) else { return };
+            let known = |name: &str| INTERFACES.contains(&name) || TUNNELS.contains(&name);
+            if known(&one) && known(&two) && first != second {
+                kernel.remove_link(first);
+                kernel.remove_link(second);
+                kernel.inherit(&two, first);
             }
             return;
         }
@@ -332,10 +344,22 @@ proptest! {
         prop_assert!(plan_of(&kernel, &before, Some(&before)).is_empty());
         prop_assert_eq!(in_force(&before, &kernel.seen()), Ok(()));
         prop_assert_eq!(kernel.wire(), meaning(&before, &kernel.state));
-        let unspoiled = kernel.wire();
+        let (mut unspoiled, links) = (kernel.wire(), kernel.state.links.clone());
         for spoil_with in &spoils {
             spoil(&mut kernel, spoil_with);
         }
+        // Who inherited an index has no claim to what its owner had.
+        let is_same = |i: u32| links.iter().any(|l| l.ifindex == i && kernel.state.link_by_index(i).is_some_and(|k| k.name == l.name));
+        unspoiled.0.retain(|(packet, fate)| {
+            let from = match packet {
+                Packet::Received(ifindex, ..) | Packet::Sent(ifindex, _) => *ifindex,
+            };
+            let to = match fate {
+                Fate::To(ifindex) | Fate::Into(ifindex, ..) => *ifindex,
+                _ => from,
+            };
+            is_same(from) && is_same(to)
+        });
 
         let plan = plan_of(&kernel, &goal, Some(&before));
         let old = kernel.wire();

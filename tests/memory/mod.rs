@@ -85,6 +85,21 @@ impl MemoryKernel {
         ifindex
     }
 
+    /// A link of that name takes the index of one that is gone, as it may with a move from another namespace.
+    pub fn inherit(&mut self, name: &str, ifindex: u32) {
+        self.links_changed += 1;
+        let free = self.state.link(name).is_none() && self.state.link_by_index(ifindex).is_none();
+        assert!(free, "{name} or ifindex {ifindex} is taken");
+        let kept = self.next_ifindex;
+        if let Some(tunnel) = topology::TUNNELS.iter().find(|t| **t == name) {
+            self.add_vxlan(name, topology::port_of(tunnel));
+        } else {
+            self.add_link(name);
+        }
+        self.next_ifindex = kept;
+        self.state.links.last_mut().unwrap().ifindex = ifindex;
+    }
+
     /// Adds a tunnel device in external mode as somebody else would.
     pub fn add_vxlan(&mut self, name: &str, port: u16) -> u32 {
         let ifindex = self.add_link(name);
