@@ -73,10 +73,13 @@ impl MemoryKernel {
         self.links_changed += 1;
         self.next_ifindex += 1;
         let ifindex = self.next_ifindex;
+        // An address of its own tells a link from one that had its name or index before.
+        let [.., a, b, c, d] = self.links_changed.to_be_bytes();
         self.state.links.push(Link {
             ifindex,
             name: name.to_owned(),
             kind: "veth".to_owned(),
+            mac: Some([2, 0, a, b, c, d]),
             mtu: 1500,
             up: true,
             peer_in_other_netns: true,
