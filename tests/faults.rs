@@ -155,6 +155,9 @@ fn schedule(seed: u64) -> [u64; 5] {
             if dice.percent(30) {
                 run.reconciler.kernel().link_event();
             }
+            if dice.percent(20) {
+                run.reconciler.kernel().heir();
+            }
         }
     }
 

@@ -3,206 +3,20 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod memory;
+#[path = "memory/mischief.rs"]
+mod mischief;
 
 use memory::batches::singles;
-use memory::topology::{Choice, INTERFACES, TUNNELS, desired, fresh_kernel, in_force, meaning, port_of};
-use memory::wire::remote;
+use memory::topology::{Choice, INTERFACES, desired, fresh_kernel, in_force, meaning};
+use memory::wire::{Fate, Packet};
 use memory::{MemoryKernel, block};
+use mischief::{mischief, spoil};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 use tunnel_mesh::model::*;
 use tunnel_mesh::plan::{Input, Plan, Step, plan};
 use tunnel_mesh::reconcile::kernel::{Batch, Kernel};
 use tunnel_mesh::reconcile::{Reconciler, apply::apply};
-
-/// Something that happens to the live state behind our back.
-#[derive(Debug, Clone)]
-enum Mischief {
-    DropKey(usize),
-    DropIf(usize),
-    DropDev(usize),
-    WrongSlot(usize, u32),
-    ForeignKey { tunnel: u32, id: u32, far: u8, slot: u32 },
-    ForeignIf { ifindex: u32, tunnel: u32, id: u32, far: u8, slot: u32 },
-    ForeignDev { slot: u32, link: usize },
-    Garbled(usize),
-    Conf(u32),
-    Recreate(usize),
-    Gone(usize),
-    Rename(usize, usize),
-    Detach(usize),
-    Behind(usize),
-    OldProgram(usize),
-    Imposter(usize),
-    OtherHook,
-    LostMaps,
-    SmallMaps(u32),
-}
-
-fn mischief() -> impl Strategy<Value = Mischief> {
-    let slot = 60u32..72;
-    prop_oneof![
-        any::<usize>().prop_map(Mischief::DropKey),
-        any::<usize>().prop_map(Mischief::DropIf),
-        any::<usize>().prop_map(Mischief::DropDev),
-        (any::<usize>(), slot.clone()).prop_map(|(i, s)| Mischief::WrongSlot(i, s)),
-        (0u32..4, 0u32..3, any::<u8>(), slot.clone()).prop_map(|(tunnel, id, far, slot)| Mischief::ForeignKey {
-            tunnel,
-            id,
-            far,
-            slot
-        }),
-        (9u32..24, 0u32..4, 0u32..3, any::<u8>(), slot.clone())
-            .prop_map(|(ifindex, tunnel, id, far, slot)| Mischief::ForeignIf { ifindex, tunnel, id, far, slot }),
-        (slot, any::<usize>()).prop_map(|(slot, link)| Mischief::ForeignDev { slot, link }),
-        any::<usize>().prop_map(Mischief::Garbled),
-        (1u32..4).prop_map(Mischief::Conf),
-        any::<usize>().prop_map(Mischief::Recreate),
-        any::<usize>().prop_map(Mischief::Gone),
-        (any::<usize>(), any::<usize>()).prop_map(|(a, b)| Mischief::Rename(a, b)),
-        any::<usize>().prop_map(Mischief::Detach),
-        any::<usize>().prop_map(Mischief::Behind),
-        any::<usize>().prop_map(Mischief::OldProgram),
-        any::<usize>().prop_map(Mischief::Imposter),
-        Just(Mischief::OtherHook),
-        Just(Mischief::LostMaps),
-        (64u32..72).prop_map(Mischief::SmallMaps),
-    ]
-}
-
-fn nth<T>(list: &mut [T], n: usize) -> Option<&mut T> {
-    let length = list.len();
-    if length == 0 { None } else { list.get_mut(n % length) }
-}
-
-fn remove_nth<T>(list: &mut Vec<T>, n: usize) {
-    if !list.is_empty() {
-        let place = n % list.len();
-        list.remove(place);
-    }
-}
-
-fn spoil(kernel: &mut MemoryKernel, mischief: &Mischief) {
-    let links: Vec<(u32, String)> = kernel.state.links.iter().map(|l| (l.ifindex, l.name.clone())).collect();
-    let pick = |n: usize| links.get(n % links.len().max(1)).cloned();
-    match mischief {
-        Mischief::Recreate(n) => {
-            if let Some((ifindex, name)) = pick(*n) {
-                kernel.remove_link(ifindex);
-                match TUNNELS.iter().position(|t| *t == name) {
-                    Some(_) => kernel.add_vxlan(&name, port_of(&name)),
-                    None => kernel.add_link(&name),
-                };
-            }
-            return;
-        }
-        Mischief::Gone(n) => {
-            if let Some((ifindex, _)) = pick(*n) {
-                kernel.remove_link(ifindex);
-            }
-            return;
-        }
-        Mischief::Rename(a, b) => {
-            let (Some((first, one)), Some((second, two))) = (pick(*a), pick(*b)) else { return };
-            let plain = |name: &str| INTERFACES.contains(&name);
-            if plain(&one) && plain(&two) {
-                for link in &mut kernel.state.links {
-                    if link.ifindex == first {
-                        link.name.clone_from(&two);
-                    } else if link.ifindex == second {
-                        link.name.clone_from(&one);
-                    }
-                }
-            }
-            return;
-        }
-        Mischief::Imposter(n) => {
-            let name = TUNNELS[n % TUNNELS.len()];
-            if let Some(link) = kernel.state.link(name).map(|l| l.ifindex) {
-                kernel.remove_link(link);
-            }
-            let ifindex = kernel.add_vxlan(name, 1 + port_of(name));
-            kernel.state.links.iter_mut().filter(|l| l.ifindex == ifindex).for_each(|l| l.up = n % 2 == 0);
-            return;
-        }
-        Mischief::OtherHook => {
-            kernel.state.features.hook_kind = match kernel.state.features.hook_kind {
-                HookKind::Tcx => HookKind::Clsact,
-                HookKind::Clsact => HookKind::Tcx,
-            };
-            return;
-        }
-        Mischief::LostMaps => return kernel.lose_maps(),
-        Mischief::Detach(n) => return remove_nth(&mut kernel.state.attachments, *n),
-        Mischief::Behind(n) => {
-            if let Some(a) = nth(&mut kernel.state.attachments, *n) {
-                a.position = 1;
-            }
-            return;
-        }
-        Mischief::OldProgram(n) => {
-            if let Some(p) = nth(&mut kernel.state.programs, *n) {
-                p.current = false;
-            }
-            return;
-        }
-        _ => {}
-    }
-    let Some(maps) = &mut kernel.state.maps else { return };
-    let tun = |tunnel: u32, id: u32, far: u8| TunKey { tunnel, id, remote: remote(far) };
-    match mischief {
-        Mischief::DropKey(n) => remove_nth(&mut maps.tunkey2if, *n),
-        Mischief::DropIf(n) => remove_nth(&mut maps.if2tunkey, *n),
-        Mischief::DropDev(n) => remove_nth(&mut maps.devs, *n),
-        Mischief::WrongSlot(n, slot) => {
-            if let Some((_, value)) = nth(&mut maps.tunkey2if, *n) {
-                value.slot = *slot;
-            }
-        }
-        Mischief::ForeignKey { tunnel, id, far, slot } => {
-            let value = SlotRef { slot: *slot, endpoint: false, valid: true };
-            let mut all: BTreeMap<_, _> = maps.tunkey2if.iter().copied().collect();
-            all.insert(tun(*tunnel, *id, *far), value);
-            maps.tunkey2if = all.into_iter().collect();
-        }
-        Mischief::ForeignIf { ifindex, tunnel, id, far, slot } => {
-            let value = IfEntry {
-                slot: *slot,
-                endpoint: false,
-                key: tun(*tunnel, *id, *far),
-                local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
-                ttl: OuterField::Fixed(1),
-                tos: OuterField::Inherit,
-                df: true,
-                checksum: false,
-                valid: true,
-            };
-            let mut all: BTreeMap<_, _> = maps.if2tunkey.iter().copied().collect();
-            all.insert(*ifindex, value);
-            maps.if2tunkey = all.into_iter().collect();
-        }
-        Mischief::ForeignDev { slot, link } => {
-            if let Some((ifindex, _)) = pick(*link).filter(|_| *slot < maps.capacity) {
-                let mut all: BTreeMap<_, _> = maps.devs.iter().copied().collect();
-                all.insert(*slot, ifindex);
-                maps.devs = all.into_iter().collect();
-            }
-        }
-        Mischief::Garbled(n) => {
-            if let Some((_, value)) = nth(&mut maps.if2tunkey, *n) {
-                value.valid = false;
-            }
-        }
-        Mischief::Conf(index) => drop(maps.conf.remove(index)),
-        // As if they had been made for fewer: what doesn't fit was never there.
-        Mischief::SmallMaps(capacity) => {
-            maps.capacity = *capacity;
-            maps.devs.retain(|(slot, _)| slot < capacity);
-        }
-        _ => {}
-    }
-}
 
 fn plan_of(kernel: &MemoryKernel, desired: &Desired, before: Option<&Desired>) -> Plan {
     let none = BTreeSet::new();
@@ -334,10 +148,25 @@ proptest! {
         prop_assert!(plan_of(&kernel, &before, Some(&before)).is_empty());
         prop_assert_eq!(in_force(&before, &kernel.seen()), Ok(()));
         prop_assert_eq!(kernel.wire(), meaning(&before, &kernel.state, &kernel.state));
-        let unspoiled = kernel.wire();
+        let (mut unspoiled, links) = (kernel.wire(), kernel.state.links.clone());
         for spoil_with in &spoils {
             spoil(&mut kernel, spoil_with);
         }
+        // Who inherited an index has no claim to what its owner had.
+        let is_same = |i: u32| {
+            let now = kernel.state.link_by_index(i);
+            now.is_some_and(|now| links.iter().any(|l| l.ifindex == i && l.mac == now.mac))
+        };
+        unspoiled.0.retain(|(packet, fate)| {
+            let from = match packet {
+                Packet::Received(ifindex, ..) | Packet::Sent(ifindex, _) => *ifindex,
+            };
+            let to = match fate {
+                Fate::To(ifindex) | Fate::Into(ifindex, ..) => *ifindex,
+                _ => from,
+            };
+            is_same(from) && is_same(to)
+        });
 
         let plan = plan_of(&kernel, &goal, Some(&before));
         let old = kernel.wire();

@@ -71,10 +71,29 @@ impl FaultyKernel {
         self.disturbed = false;
     }
 
+    /// A link goes, and another one takes its index; or two links change their indexes.
+    pub fn heir(&mut self) {
+        let (gone, comes) = (self.name(), self.name());
+        self.disturbed = true;
+        let Some(ifindex) = self.inner.state.link(gone).map(|l| l.ifindex) else { return };
+        self.inner.remove_link(ifindex);
+        if let Some(old) = self.inner.state.link(comes).map(|l| l.ifindex) {
+            self.inner.remove_link(old);
+            if gone != comes && self.dice.percent(50) {
+                self.inner.inherit(gone, old);
+            }
+        }
+        self.inner.inherit(comes, ifindex);
+    }
+
+    fn name(&mut self) -> &'static str {
+        let names = [&INTERFACES[..], &TUNNELS[..]].concat();
+        names[self.dice.below(names.len())]
+    }
+
     /// A link goes; perhaps it comes back, as another one.
     pub fn link_event(&mut self) {
-        let names = [&INTERFACES[..], &TUNNELS[..]].concat();
-        let name = names[self.dice.below(names.len())];
+        let name = self.name();
         self.disturbed = true;
         match self.inner.state.link(name).map(|l| l.ifindex) {
             Some(ifindex) => {

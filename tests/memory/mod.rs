@@ -73,16 +73,34 @@ impl MemoryKernel {
         self.links_changed += 1;
         self.next_ifindex += 1;
         let ifindex = self.next_ifindex;
+        // An address of its own tells a link from one that had its name or index before.
+        let [.., a, b, c, d] = self.links_changed.to_be_bytes();
         self.state.links.push(Link {
             ifindex,
             name: name.to_owned(),
             kind: "veth".to_owned(),
+            mac: Some([2, 0, a, b, c, d]),
             mtu: 1500,
             up: true,
             peer_in_other_netns: true,
             ..Link::default()
         });
         ifindex
+    }
+
+    /// A link of that name takes the index of one that is gone, as it may with a move from another namespace.
+    pub fn inherit(&mut self, name: &str, ifindex: u32) {
+        self.links_changed += 1;
+        let free = self.state.link(name).is_none() && self.state.link_by_index(ifindex).is_none();
+        assert!(free, "{name} or ifindex {ifindex} is taken");
+        let kept = self.next_ifindex;
+        if let Some(tunnel) = topology::TUNNELS.iter().find(|t| **t == name) {
+            self.add_vxlan(name, topology::port_of(tunnel));
+        } else {
+            self.add_link(name);
+        }
+        self.next_ifindex = kept;
+        self.state.links.last_mut().unwrap().ifindex = ifindex;
     }
 
     /// Adds a tunnel device in external mode as somebody else would.
