@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Slots of `devs` that are always read, which takes a millisecond.
-const SLOTS_READ: u32 = 4096;
+pub const SLOTS_READ: u32 = 4096;
 
 /// The pinned data plane of one pin directory.
 ///
@@ -125,7 +125,7 @@ impl Dataplane {
 
     /// The contents of the maps, sorted; `None` where none are pinned.
     ///
-    /// Of `devs`, which must be read slot by slot, the first 4096 slots are read, and those up to the highest
+    /// Of `devs`, which must be read slot by slot, the first [`SLOTS_READ`] slots are read, and those up to the highest
     /// that an entry names: one beyond them is not in use whatever it holds.
     pub fn observe(&self) -> Result<Option<MapState>> {
         let Some(maps) = &self.maps else { return Ok(None) };

@@ -24,7 +24,7 @@ mod tcx;
 mod write;
 
 pub use calls::{Calls, calls};
-pub use dataplane::Dataplane;
+pub use dataplane::{Dataplane, SLOTS_READ};
 pub use grow::Growth;
 pub use tcx::probe_tcx;
 pub use write::grace_period;

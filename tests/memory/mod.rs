@@ -166,10 +166,10 @@ impl MemoryKernel {
     pub fn seen(&self) -> Observed {
         let mut seen = self.state.clone();
         if let Some(maps) = &mut seen.maps {
-            // Slots of `devs` are read one by one, up to the highest that an entry names.
+            // Slots of `devs` are read one by one: the first ones, and up to the highest that an entry names.
             let keys = maps.tunkey2if.iter().map(|(_, v)| v.slot);
             let named = keys.chain(maps.if2tunkey.iter().map(|(_, v)| v.slot)).filter(|slot| *slot < maps.capacity);
-            let end = named.max().map_or(FIRST_MAPPING_SLOT, |s| s + 1).max(FIRST_MAPPING_SLOT);
+            let end = named.max().map_or(FIRST_MAPPING_SLOT, |s| s + 1).max(tunnel_mesh::bpf::SLOTS_READ);
             maps.devs.retain(|(slot, _)| *slot < end);
         } else {
             seen.programs.iter_mut().for_each(|p| p.current = false);
