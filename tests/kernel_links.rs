@@ -11,7 +11,7 @@ mod flap;
 mod safety;
 mod world;
 
-use harness::Netns;
+use harness::{Netns, renaming};
 use safety::{BROADCAST, EXPERIMENT, Tap, ethernet, mac, quiet};
 use std::collections::BTreeSet;
 use world::live::*;
@@ -118,7 +118,7 @@ fn a_name_decides_whatever_is_renamed() {
     let (ea, eb) = (site.host.ifindex("ea"), site.host.ifindex("eb"));
 
     // Away: its entries and program go, and it gets nothing.
-    ip("set ea name other");
+    ip_batch(&site.host.netns, &renaming("ea", "other"));
     site.await_state("a/ea", "pending");
     site.assert_only(&["eb"], "renamed away");
     let (tap, peer) = (Tap::on(&site.host.netns, "other"), Tap::on(&site.peers[0], "eth0"));
@@ -128,7 +128,7 @@ fn a_name_decides_whatever_is_renamed() {
     assert_eq!((tap.received(b"renamed"), peer.received(b"renamed")), (0, 0));
     site.assert_carries("eb", 2, "the other one");
     // And back.
-    ip("set other name ea");
+    ip_batch(&site.host.netns, &renaming("other", "ea"));
     site.await_state("a/ea", "active");
     site.assert_only(&["ea", "eb"], "renamed back");
     assert_eq!(site.host.ifindex("ea"), ea);
@@ -136,7 +136,7 @@ fn a_name_decides_whatever_is_renamed() {
 
     // Swapped, in steps and at once: each tenant has the interface of that name.
     for round in 0..4 {
-        ip_batch(&site.host.netns, "link set ea name x\nlink set eb name ea\nlink set x name eb\n");
+        ip_batch(&site.host.netns, &(renaming("ea", "x") + &renaming("eb", "ea") + &renaming("x", "eb")));
         let swapped = round % 2 == 0;
         assert_eq!((site.host.ifindex("ea"), site.host.ifindex("eb")), if swapped { (eb, ea) } else { (ea, eb) });
         let right = || {
@@ -150,10 +150,10 @@ fn a_name_decides_whatever_is_renamed() {
         site.assert_carries("eb", 2, "swapped");
     }
     // Another one takes the name over.
-    ip("set ea name away");
+    ip_batch(&site.host.netns, &renaming("ea", "away"));
     ip("add ec type veth peer name ecx");
     ip("set ecx up");
-    ip("set ec name ea");
+    ip_batch(&site.host.netns, &renaming("ec", "ea"));
     ip("set ea up");
     eventually("the new one is mapped", || mapped(&site.host).contains(&site.host.ifindex("ea")));
     site.assert_only(&["ea", "eb"], "taken over");

@@ -9,6 +9,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A network namespace of its own, named `tm-<pid>-<n>`, with its loopback up.
@@ -80,6 +81,19 @@ impl Netns {
         let prefix = ["nsenter".to_owned(), format!("--net={}", self.path()), "--".to_owned()];
         prefix.into_iter().chain(words.iter().map(|&word| word.to_owned())).collect()
     }
+}
+
+/// Lines for `ip -batch` that give a link another name. Before Linux 6.2 a link that is up can't be renamed: there it goes
+/// down meanwhile.
+pub fn renaming(from: &str, to: &str) -> String {
+    static LIVE: LazyLock<bool> = LazyLock::new(|| {
+        let netns = Netns::new();
+        netns.cmd("ip link add probe0 type veth peer name probe1");
+        netns.cmd("ip link set probe0 up");
+        netns.try_cmd("ip link set probe0 name probe2").status.success()
+    });
+    let rename = format!("link set {from} name {to}\n");
+    if *LIVE { rename } else { format!("link set {from} down\n{rename}link set {to} up\n") }
 }
 
 impl Default for Netns {

@@ -1,7 +1,7 @@
 //! A thousand interfaces that are deleted, recreated, renamed and moved at once, more than the daemon's netlink socket
 //! holds.
 
-use crate::harness::Netns;
+use crate::harness::{Netns, renaming};
 use crate::safety::{BROADCAST, EXPERIMENT, Tap, ethernet, quiet};
 use crate::world::live::*;
 use crate::world::*;
@@ -109,7 +109,7 @@ pub fn run() {
             }
             1 => {
                 let (a, b) = (format!("f{n}"), format!("f{}", n + 1));
-                script.push_str(&format!("link set {a} name x\nlink set {b} name {a}\nlink set x name {b}\n"));
+                script.push_str(&(renaming(&a, "x") + &renaming(&b, &a) + &renaming("x", &b)));
             }
             _ => script.push_str(&format!("link set f{n} netns {}\n", other.name)),
         }
