@@ -8,11 +8,16 @@ use super::maps::{self, Maps};
 use super::object::{self, Loaded};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
 use super::{NoMaps, sys};
-use crate::model::{Counters, FIRST_MAPPING_SLOT, LoadedProgram, MapState, Program, TunKey, UnknownKey};
+use crate::model::{
+    Counters, FIRST_MAPPING_SLOT, IfEntry, LoadedProgram, MapState, Program, SlotRef, TunKey, UnknownKey,
+};
 use anyhow::{Context, Result, bail};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+
+/// Entries of `tunkey2if` and of `if2tunkey`.
+type Hashes = (Vec<(TunKey, SlotRef)>, Vec<(u32, IfEntry)>);
 
 /// The pinned data plane of one pin directory.
 ///
@@ -90,21 +95,7 @@ impl Dataplane {
     pub fn observe(&self) -> Result<Option<MapState>> {
         let Some(maps) = &self.maps else { return Ok(None) };
         let conf = maps.conf.read_all::<u32, RawConf>()?;
-        let mut tunkey2if: Vec<_> = maps
-            .tunkey2if
-            .read_all::<RawTunKey, RawSlotRef>()?
-            .iter()
-            .map(|(key, value)| (TunKey::from(key), value.decode(key)))
-            .collect();
-        let mut if2tunkey: Vec<_> = maps
-            .if2tunkey
-            .read_all::<u32, RawIfEntry>()?
-            .iter()
-            .map(|(ifindex, value)| (*ifindex, value.decode(*ifindex)))
-            .collect();
-        tunkey2if.sort_unstable_by_key(|(key, _)| *key);
-        if2tunkey.sort_unstable_by_key(|(ifindex, _)| *ifindex);
-
+        let (tunkey2if, if2tunkey) = self.read_hashes()?;
         let capacity = maps.capacity();
         let named = tunkey2if.iter().map(|(_, v)| v.slot).chain(if2tunkey.iter().map(|(_, v)| v.slot));
         let end = named.filter(|slot| *slot < capacity).max().map_or(FIRST_MAPPING_SLOT, |s| s + 1);
@@ -122,6 +113,25 @@ impl Dataplane {
             if2tunkey,
             devs,
         }))
+    }
+
+    /// The contents of both hashes, sorted.
+    #[doc(hidden)]
+    pub fn read_hashes(&self) -> Result<Hashes> {
+        let maps = self.maps()?;
+        let mut tunkey2if = Vec::new();
+        maps.tunkey2if.visit(|key, value| {
+            let key = RawTunKey::from_bytes(key);
+            tunkey2if.push((TunKey::from(&key), RawSlotRef::from_bytes(value).decode(&key)));
+        })?;
+        let mut if2tunkey = Vec::new();
+        maps.if2tunkey.visit(|key, value| {
+            let ifindex = u32::from_bytes(key);
+            if2tunkey.push((ifindex, RawIfEntry::from_bytes(value).decode(ifindex)));
+        })?;
+        tunkey2if.sort_unstable_by_key(|(key, _)| *key);
+        if2tunkey.sort_unstable_by_key(|(ifindex, _)| *ifindex);
+        Ok((tunkey2if, if2tunkey))
     }
 
     /// Counters by slot, summed over CPUs; slots that counted nothing are left out.

@@ -5,6 +5,7 @@
 //!
 //! - `abi`: layouts shared with the programs, translated from and to the model.
 //! - `sys`: raw system calls. `batch`: many entries a call. `maps`: the set of maps, checked.
+//! - `bare`: the calls without the engine, for the benchmark.
 //! - `object`: the embedded eBPF object. `pins`: where things are pinned.
 //! - `dataplane`: opening, observing, programs, taking everything down. `write`: writing maps. `grow`: larger maps
 //!   under traffic. `tcx`: attachments.
@@ -12,6 +13,8 @@
 //! No other file than `abi` and `sys` has `unsafe` code.
 
 mod abi;
+#[doc(hidden)]
+pub mod bare;
 mod batch;
 mod dataplane;
 mod grow;

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -38,11 +39,20 @@ const UPDATE_ANY: u64 = 0;
 /// The kernel's internal ENOTSUPP, which it lets out where a map has no batch operations.
 pub(super) const ENOTSUPP: i32 = 524;
 
+/// How often [`bpf`] was called: the benchmark holds the engine to its number of calls.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// bpf(2) calls made by this process, those of `aya` aside.
+pub(super) fn calls() -> u64 {
+    CALLS.load(Ordering::Relaxed)
+}
+
 /// Calls bpf(2). `attr` must be laid out as `union bpf_attr` for the command.
 ///
 /// # Safety
 /// Every pointer in `attr` must be valid for what the command does with it.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_int> {
+    CALLS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: attr is live and as long as said; its pointers are the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
