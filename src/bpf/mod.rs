@@ -27,7 +27,7 @@ mod write;
 
 pub use dataplane::Dataplane;
 pub use grow::Growth;
-pub use tcx::probe_tcx;
+pub use tcx::{Attacher, probe_tcx};
 pub use write::grace_period;
 
 use anyhow::Context;

@@ -6,7 +6,7 @@
 
 use super::dataplane::Dataplane;
 use super::object::Loaded;
-use super::pins::{rename, unpin};
+use super::pins::{Pins, rename, unpin};
 use super::sys::{self, LINK_TYPE_TCX, LinkInfo, TCX_EGRESS, TCX_INGRESS};
 use super::{DeviceGone, pins};
 use crate::model::{Attachment, Direction, HookKind, Program};
@@ -84,7 +84,35 @@ impl Dataplane {
     /// # Errors
     /// [`DeviceGone`] where the interface doesn't exist in this thread's network namespace.
     pub fn tcx_attach(&mut self, program: Program, ifindex: u32, direction: Direction) -> Result<()> {
-        let fd = self.program_fd(program)?;
+        self.attacher().attach(program, ifindex, direction)
+    }
+
+    /// What attaches from another thread than this data plane's: a first attach waits for an RCU grace period.
+    pub fn attacher(&self) -> Attacher {
+        Attacher { pins: self.pins.clone() }
+    }
+
+    /// Detaches what we attached to a hook. Nothing there is fine.
+    pub fn tcx_detach(&mut self, ifindex: u32, direction: Direction) -> Result<()> {
+        discard(&self.pins.link(ifindex, direction))
+            .with_context(|| format!("detach from {}", hook(ifindex, direction)))
+    }
+}
+
+/// Attaches the pinned programs of one pin directory. The caller sees to it that nobody else writes there.
+#[derive(Debug)]
+pub struct Attacher {
+    pins: Pins,
+}
+
+impl Attacher {
+    /// As [`Dataplane::tcx_attach`].
+    ///
+    /// # Errors
+    /// As [`Dataplane::tcx_attach`].
+    pub fn attach(&self, program: Program, ifindex: u32, direction: Direction) -> Result<()> {
+        let path = self.pins.program(program);
+        let fd = sys::open_pin(&path).with_context(|| format!("open the pinned program {}", path.display()))?;
         let id = sys::program_info(fd.as_fd()).with_context(|| format!("ask about {}", program.name()))?.id;
         let path = self.pins.link(ifindex, direction);
         let attach = || -> Result<()> {
@@ -108,12 +136,6 @@ impl Dataplane {
             }
         };
         attach().with_context(|| format!("attach {} to {}", program.name(), hook(ifindex, direction)))
-    }
-
-    /// Detaches what we attached to a hook. Nothing there is fine.
-    pub fn tcx_detach(&mut self, ifindex: u32, direction: Direction) -> Result<()> {
-        discard(&self.pins.link(ifindex, direction))
-            .with_context(|| format!("detach from {}", hook(ifindex, direction)))
     }
 
     fn attach_anew(&self, program: BorrowedFd<'_>, path: &Path, ifindex: u32, direction: Direction) -> Result<()> {

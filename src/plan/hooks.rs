@@ -1,37 +1,20 @@
 //! Attachments: which program belongs on which hook, against what is attached.
 
 use super::builder::{Builder, Phase};
+use super::live::Hooks;
 use super::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 pub(super) fn attachments(b: &mut Builder<'_>) {
     let kind = b.input.observed.features.hook_kind;
     let loaded: BTreeMap<Program, &LoadedProgram> = b.input.observed.programs.iter().map(|p| (p.program, p)).collect();
 
-    // What belongs where, each with the change it would belong to.
-    let mut wanted: Vec<(Program, LinkRef, Direction, Object, String)> = Vec::new();
-    for (name, tunnel) in &b.tunnels {
-        if let Some(link) = &tunnel.link {
-            let program = Program::HandleIngress { tunnel: tunnel.index };
-            wanted.push((program, link.clone(), Direction::Ingress, Object::Tunnel, (*name).to_owned()));
-        }
-    }
-    for planned in &b.mappings {
-        let direction = match planned.mapping.attach {
-            Attach::Port => Direction::Egress,
-            Attach::Endpoint => Direction::Ingress,
-        };
-        wanted.push((
-            Program::HandleEgress,
-            planned.link.clone(),
-            direction,
-            Object::Mapping,
-            planned.mapping.address(),
-        ));
-    }
-
     // Programs first: one that is missing or comes from another build is loaded, and replaced wherever it runs.
-    let mut programs: BTreeSet<Program> = wanted.iter().map(|w| w.0).collect();
+    let tunnels = b.tunnels.values().filter(|t| t.link.is_some());
+    let mut programs: BTreeSet<Program> = tunnels.map(|t| Program::HandleIngress { tunnel: t.index }).collect();
+    if !b.mappings.is_empty() {
+        programs.insert(Program::HandleEgress);
+    }
     let needed = programs.clone();
     programs.retain(|p| !b.growing && !loaded.get(p).is_some_and(|l| l.current));
     for program in &programs {
@@ -41,55 +24,64 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         b.device_change(Object::DataPlane, "data plane", action, reason, format!("load {}", describe(*program)));
     }
 
-    let find = |link: &LinkRef, direction: Direction, kind: HookKind| {
-        let ifindex = link.ifindex?;
-        b.input.observed.attachments.iter().find(|a| a.ifindex == ifindex && a.direction == direction && a.kind == kind)
-    };
-    let mut kept: BTreeSet<(u32, Direction)> = BTreeSet::new();
-    let mut steps = Vec::new();
-    for (program, link, direction, object, address) in &wanted {
-        if let Some(ifindex) = link.ifindex {
-            kept.insert((ifindex, *direction));
+    let hooks = Hooks::of(&b.input.observed.attachments);
+    let tunnels = std::mem::take(&mut b.tunnels);
+    let mappings = std::mem::take(&mut b.mappings);
+    let mut kept: HashSet<(u32, Direction)> = HashSet::with_capacity(tunnels.len() + mappings.len());
+    let wanted = tunnels.iter().filter_map(|(name, tunnel)| {
+        let link = tunnel.link.as_ref()?;
+        let program = Program::HandleIngress { tunnel: tunnel.index };
+        Some((program, link.name.as_str(), link.ifindex, Direction::Ingress, Owner::Tunnel(name)))
+    });
+    let wanted = wanted.chain(mappings.iter().map(|planned| {
+        let direction = match planned.mapping.attach {
+            Attach::Port => Direction::Egress,
+            Attach::Endpoint => Direction::Ingress,
+        };
+        let interface = planned.mapping.interface.as_str();
+        (Program::HandleEgress, interface, planned.ifindex, direction, Owner::Mapping(planned.mapping))
+    }));
+    for (program, interface, ifindex, direction, owner) in wanted {
+        if let Some(ifindex) = ifindex {
+            kept.insert((ifindex, direction));
         }
-        let found = find(link, *direction, kind);
+        let found = ifindex.and_then(|ifindex| hooks.get(ifindex, direction, kind));
         let running = found.and_then(|a| a.program);
-        let id = loaded.get(program).filter(|p| p.current).map(|p| p.id);
+        let known = loaded.get(&program);
+        let id = known.filter(|p| p.current).map(|p| p.id);
         // While maps grow, TCX attachments move along; clsact ones are put on the new maps before anything is written.
-        let moved =
-            b.growing && kind == HookKind::Tcx && running.is_some() && running == loaded.get(program).map(|p| p.id);
+        let moved = b.growing && kind == HookKind::Tcx && running.is_some() && running == known.map(|p| p.id);
         let fine = moved || (!b.growing && id.is_some() && running == id);
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
         }
         let phase = if b.growing && found.is_some() { Phase::Programs } else { Phase::Attach };
         let detail = match found {
-            None if link.ifindex.is_none() => None,
-            None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
+            None if ifindex.is_none() => None,
+            None => Some(format!("attach {} to {interface} {direction}", program.name())),
             Some(a) if a.program.is_none() => {
-                Some(format!("attach {} to {} {direction} afresh", program.name(), link.name))
+                Some(format!("attach {} to {interface} {direction} afresh", program.name()))
             }
             Some(a) if fine && a.position > 0 => Some(format!(
-                "move {} on {} {direction} back to the head of its chain (it was at position {})",
+                "move {} on {interface} {direction} back to the head of its chain (it was at position {})",
                 program.name(),
-                link.name,
                 a.position
             )),
             // A replaced build is one change of the data plane, not one of each mapping.
-            Some(_) if programs.contains(program) || b.growing => None,
-            Some(_) => Some(format!("replace the program on {} {direction}", link.name)),
+            Some(_) if programs.contains(&program) || b.growing => None,
+            Some(_) => Some(format!("replace the program on {interface} {direction}")),
         };
         let replace = found.is_some();
-        let belongs = replace && detail.is_none();
-        steps.push((phase, program, link, *direction, *object, address, replace, detail, belongs));
-    }
-    for (phase, program, link, direction, object, address, replace, detail, belongs) in steps {
-        let change = if belongs { "data plane" } else { address.as_str() };
+        let address = owner.address();
+        let change = if replace && detail.is_none() { "data plane" } else { address.as_str() };
         if let Some(detail) = detail {
-            note(b, object, address, detail);
+            note(b, owner, &address, detail);
         }
-        let step = Step::Attach { program: *program, link: link.clone(), direction, kind, replace };
-        b.operation(phase, change, step);
+        let link = LinkRef { name: interface.to_owned(), ifindex };
+        b.operation(phase, change, Step::Attach { program, link, direction, kind, replace });
     }
+    b.tunnels = tunnels;
+    b.mappings = mappings;
 
     // What is ours and belongs nowhere any more.
     for attachment in &b.input.observed.attachments {
@@ -98,7 +90,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if wanted_here && right_kind {
             continue;
         }
-        let link = b.input.observed.link_by_index(attachment.ifindex);
+        let link = b.links.indexed(attachment.ifindex);
         if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains(&attachment.ifindex)) {
             continue; // the filter goes with its link
         }
@@ -132,17 +124,36 @@ fn owner_of(b: &Builder<'_>, ifindex: u32) -> Option<String> {
     if let Some(conf) = b.live.conf.values().find(|c| c.ifindex == ifindex) {
         return Some(conf.name.clone());
     }
-    b.live.ifs.get(&ifindex).map(|entry| super::mappings::address_of(b, ifindex, entry))
+    b.live.ifs.get(ifindex).map(|entry| super::mappings::address_of(b, ifindex, &entry))
 }
 
-fn note(b: &mut Builder<'_>, object: Object, address: &str, detail: String) {
-    if object == Object::Tunnel {
-        let reason = if b.tunnel_unchanged(address) { Reason::Drift } else { Reason::Added };
-        b.device_change(object, address, ChangeAction::Update, reason, detail);
-        return;
+/// Whose hook it is.
+#[derive(Clone, Copy)]
+enum Owner<'a> {
+    Tunnel(&'a str),
+    Mapping(&'a Mapping),
+}
+
+impl Owner<'_> {
+    fn address(self) -> String {
+        match self {
+            Self::Tunnel(name) => name.to_owned(),
+            Self::Mapping(mapping) => mapping.address(),
+        }
     }
-    let mapping = b.mappings.iter().find(|m| m.mapping.address() == address).map(|m| m.mapping);
-    let origin = mapping.map(|m| m.origin.clone());
+}
+
+fn note(b: &mut Builder<'_>, owner: Owner<'_>, address: &str, detail: String) {
+    let mapping = match owner {
+        Owner::Tunnel(_) => {
+            let reason = if b.tunnel_unchanged(address) { Reason::Drift } else { Reason::Added };
+            b.device_change(Object::Tunnel, address, ChangeAction::Update, reason, detail);
+            return;
+        }
+        Owner::Mapping(mapping) => mapping,
+    };
+    let object = Object::Mapping;
+    let origin = Some(mapping.origin.clone());
     let change = b.change(object, address, || Change {
         object,
         address: address.to_owned(),

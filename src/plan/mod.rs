@@ -17,6 +17,7 @@
 mod builder;
 mod devices;
 mod hooks;
+mod live;
 mod mappings;
 mod slots;
 

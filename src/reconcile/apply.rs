@@ -3,7 +3,7 @@
 //! The rule: a plan is safe after any prefix, so a failure of the maps stops the pass there. A failure that concerns
 //! one device or hook freezes only the rest of *its* change; everything else goes on.
 
-use super::kernel::{Batch, Kernel};
+use super::kernel::{Batch, Hook, Kernel};
 use crate::model::*;
 use crate::plan::{LinkEdit, LinkRef, Operation, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,6 +93,7 @@ fn batches(step: &Step) -> bool {
             | Step::DeleteTunkey { .. }
             | Step::SetIf { .. }
             | Step::DeleteIf { .. }
+            | Step::Attach { .. }
     )
 }
 
@@ -120,7 +121,7 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
     };
     match kernel.execute(&batch).await {
         Ok(outcome) => {
-            run.applied.done += live.len() - outcome.gone.len();
+            run.applied.done += live.len() - outcome.gone.len() - outcome.failed.len();
             run.applied.released |= releases(&batch);
             if let (Batch::CreateLink(link), Some(ifindex)) = (&batch, outcome.ifindex) {
                 run.made.insert(link.name().to_owned(), ifindex);
@@ -128,6 +129,12 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             for (place, error) in outcome.gone {
                 if let Some(operation) = live.get(place) {
                     run.fail(&operation.change, error, true);
+                }
+            }
+            for (place, error) in outcome.failed {
+                if let Some(operation) = live.get(place) {
+                    let vanished = crate::netlink::is_gone(&error);
+                    run.fail(&operation.change, error, vanished);
                 }
             }
             true
@@ -200,9 +207,16 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
             Step::DeleteLink { link } => link.resolve(made),
             _ => None,
         })),
-        Step::Attach { program, link, direction, kind, .. } => {
-            Batch::Attach { program: *program, ifindex: index(link)?, direction: *direction, kind: *kind }
-        }
+        Step::Attach { .. } => Batch::Attach(each(group, |s| match s {
+            Step::Attach { program, link, direction, kind, replace } => Some(Hook {
+                program: *program,
+                ifindex: link.resolve(made).unwrap_or(0),
+                direction: *direction,
+                kind: *kind,
+                replace: *replace,
+            }),
+            _ => None,
+        })),
         Step::Detach { link, direction, kind } => {
             Batch::Detach { ifindex: index(link)?, direction: *direction, kind: *kind }
         }

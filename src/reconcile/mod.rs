@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod control;
 pub mod daemon;
+pub mod expedite;
 pub mod hold;
 pub mod instance;
 pub mod intent;

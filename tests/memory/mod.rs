@@ -156,6 +156,19 @@ impl MemoryKernel {
     }
 }
 
+impl MemoryKernel {
+    fn attach(&mut self, hook: &Hook) -> anyhow::Result<()> {
+        let Hook { program, ifindex, direction, kind, .. } = *hook;
+        self.link(ifindex)?;
+        let loaded = self.state.programs.iter().find(|p| p.program == program).map(|p| p.id);
+        let id = loaded.ok_or_else(|| anyhow::anyhow!("{program:?} isn't loaded"))?;
+        let same = |a: &Attachment| a.ifindex == ifindex && a.direction == direction && a.kind == kind;
+        self.state.attachments.retain(|a| !same(a));
+        self.state.attachments.push(Attachment { kind, ifindex, direction, program: Some(id), position: 0 });
+        Ok(())
+    }
+}
+
 fn put<K: Ord + Copy, V: Copy>(list: &mut Vec<(K, V)>, key: K, value: V) {
     let mut map: BTreeMap<K, V> = list.iter().copied().collect();
     map.insert(key, value);
@@ -235,19 +248,12 @@ impl Kernel for MemoryKernel {
                 anyhow::ensure!(maps.if2tunkey.len() <= maps.capacity as usize, "if2tunkey is full");
             }
             Batch::DeleteIfs(ifindexes) => self.maps()?.if2tunkey.retain(|(i, _)| !ifindexes.contains(i)),
-            Batch::Attach { program, ifindex, direction, kind } => {
-                self.link(*ifindex)?;
-                let loaded = self.state.programs.iter().find(|p| p.program == *program).map(|p| p.id);
-                let id = loaded.ok_or_else(|| anyhow::anyhow!("{program:?} isn't loaded"))?;
-                let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
-                self.state.attachments.retain(|a| !same(a));
-                self.state.attachments.push(Attachment {
-                    kind: *kind,
-                    ifindex: *ifindex,
-                    direction: *direction,
-                    program: Some(id),
-                    position: 0,
-                });
+            Batch::Attach(hooks) => {
+                for (place, hook) in hooks.iter().enumerate() {
+                    if let Err(error) = self.attach(hook) {
+                        outcome.failed.push((place, error));
+                    }
+                }
             }
             Batch::Detach { ifindex, direction, kind } => {
                 let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
