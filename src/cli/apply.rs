@@ -1,7 +1,7 @@
 //! `apply`: one pass, by the daemon where one runs.
 
 use super::show::{plan_text, summary};
-use super::{Exit, Format, Global, exit::Told, paint::Paint, print, print_json};
+use super::{Attaching, Exit, Format, Global, exit::Told, paint::Paint, print, print_json};
 use crate::files::accepted::Accepted;
 use crate::reconcile::control::{Answer, Request, ask};
 use crate::reconcile::instance::Lock;
@@ -18,6 +18,8 @@ pub(super) struct ApplyArgs {
     /// Carry out deletions that the guard would hold
     #[arg(long)]
     allow_deletes: bool,
+    #[command(flatten)]
+    attaching: Attaching,
     /// Form of the output
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
@@ -58,6 +60,8 @@ impl ApplyArgs {
         let _lock = Lock::take(&paths.pins)?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         kernel.recover()?;
+        let expedite = self.attaching.expedite(&paths);
+        kernel.expedite(expedite);
         let accepted = Accepted::load(&paths.state)?;
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });

@@ -2,36 +2,40 @@
 //!
 //! Events only set flags; a pass reads everything anew. So an event that is lost costs time, never truth.
 
-use super::control::{self, Answer, Request};
+use super::control::{Answer, Request};
+use super::doors::{Doors, Knock, notify, reply, request};
+use super::expedite::Expedite;
 use super::instance::{Lock, Paths};
 use super::intent::{Removals, intend};
 use super::live::LiveKernel;
 use super::loader::Loader;
 use super::status::{Daemon as Health, Status};
+use super::tell::{read_status, status_answer, status_meanwhile, with_health};
 use super::{Reconciler, Report};
 use crate::files::accepted::Accepted;
 use crate::files::watch::Watch;
 use crate::model::{Desired, HookKind, Intent};
 use crate::netlink::{LinkEvent, LinkWatch};
-use anyhow::{Context, Result};
+use anyhow::Result;
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long link events are gathered before a pass.
 const LINK_QUIET: Duration = Duration::from_millis(2);
 /// How often the directory is looked over, whatever inotify says.
 const RESCAN: Duration = Duration::from_secs(1);
+/// How long a request for the status waits for the end of a pass.
+const SOON: Duration = Duration::from_millis(100);
 /// First pause before a failed pass is tried again; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before a failed pass is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// A date that doesn't come.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How the daemon is to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// Directories of the instance.
     pub paths: Paths,
@@ -39,15 +43,26 @@ pub struct Options {
     pub hook: Option<HookKind>,
     /// Pause between passes that nothing asked for.
     pub interval: Duration,
+    /// What shortens many first attaches.
+    pub expedite: Expedite,
 }
 
 /// A running daemon.
 pub struct Daemon {
-    options: Options,
+    paths: Paths,
+    hook: Option<HookKind>,
+    interval: Duration,
     loader: Loader,
     reconciler: Reconciler<LiveKernel>,
+    doors: Doors,
+    /// Requests that came in the middle of a pass.
+    waiting: VecDeque<(UnixStream, Request)>,
+    /// Whether SIGHUP came.
+    hangup: bool,
+    /// Whether SIGTERM or SIGINT came.
+    ending: bool,
     /// What is in force, or to be.
-    intent: Option<Intent>,
+    intent: Option<Arc<Intent>>,
     /// Why the files were not accepted.
     config_error: Option<String>,
     /// Failures of the last pass.
@@ -75,6 +90,7 @@ impl Daemon {
         let lock = Lock::take(&options.paths.pins)?;
         let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
         kernel.recover()?;
+        kernel.expedite(options.expedite);
         let intent = match Accepted::load(&options.paths.state) {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -84,10 +100,16 @@ impl Daemon {
         };
         let now = Instant::now();
         Ok(Self {
-            options,
+            doors: Doors::open(&options.paths)?,
+            paths: options.paths,
+            hook: options.hook,
+            interval: options.interval,
             loader,
             reconciler: Reconciler::new(kernel),
-            intent,
+            waiting: VecDeque::new(),
+            hangup: false,
+            ending: false,
+            intent: intent.map(Arc::new),
             config_error: None,
             errors: Vec::new(),
             health: Health { running: true, pid: Some(std::process::id()), ..Health::default() },
@@ -104,39 +126,38 @@ impl Daemon {
     ///
     /// When the socket, the watch or the subscription can't be opened.
     pub async fn run(mut self) -> Result<()> {
-        crate::private::make(&self.options.paths.run)?;
-        let listener = control::listen(&self.options.paths.socket())?;
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
         let mut files = Watch::new(self.loader.paths());
-        let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
-        let mut next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
-
-        if self.reread(Removals { allow: false, delay: true }).await.is_none() {
-            // The last accepted state stays in force although the files are broken.
-            self.pass(None).await;
-        }
+        // The last accepted state stays in force even where the files are broken.
+        self.reread_or_pass().await;
         notify(&[sd_notify::NotifyState::Ready]);
 
         let mut subscribed = true;
         let end = loop {
+            if self.ending {
+                break End::Signal;
+            }
+            if let Some((stream, request)) = self.waiting.pop_front() {
+                if self.serve(stream, request).await {
+                    break End::Down;
+                }
+                continue;
+            }
+            if std::mem::take(&mut self.hangup) {
+                tracing::info!("SIGHUP: reading the files and making a pass");
+                self.reread_or_pass().await;
+                continue;
+            }
             self.tell_systemd();
             tokio::select! {
                 biased;
-                _ = terminate.recv() => break End::Signal,
-                _ = interrupt.recv() => break End::Signal,
-                _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: reading the files and making a pass");
-                    if self.reread(Removals { allow: false, delay: true }).await.is_none() {
-                        self.pass(None).await;
-                    }
-                }
-                client = listener.accept() => match client {
-                    Ok((stream, _)) => if self.serve(stream).await { break End::Down },
-                    Err(error) => tracing::warn!("accept on the control socket: {error}"),
+                knock = self.doors.next() => match knock {
+                    Knock::Terminate => self.ending = true,
+                    Knock::Hangup => self.hangup = true,
+                    Knock::Client(mut stream) => if let Some(request) = request(&mut stream).await {
+                        self.waiting.push_back((stream, request));
+                    },
                 },
                 event = links.next(), if subscribed => subscribed = self.link_event(event).await,
                 () = files.changed() => {
@@ -153,15 +174,11 @@ impl Daemon {
                     self.next_rescan = Instant::now() + RESCAN;
                 }
                 () = sleep_until(self.next_pass) => drop(self.pass(None).await),
-                () = sleep_until(next_beat) => {
-                    notify(&[sd_notify::NotifyState::Watchdog]);
-                    next_beat = Instant::now() + watchdog.unwrap_or(NEVER);
-                }
             }
             self.health.watch_overflows = files.overflows();
         };
         notify(&[sd_notify::NotifyState::Stopping]);
-        if let Err(error) = std::fs::remove_file(self.options.paths.socket()) {
+        if let Err(error) = std::fs::remove_file(self.paths.socket()) {
             tracing::debug!("remove the control socket: {error}");
         }
         match end {
@@ -180,7 +197,7 @@ impl Daemon {
                 tracing::warn!("netlink overrun: reading everything anew");
             }
             LinkEvent::Closed => {
-                tracing::error!("the netlink subscription ended; passes go on every {:?}", self.options.interval);
+                tracing::error!("the netlink subscription ended; passes go on every {:?}", self.interval);
             }
         }
         // Gathered, not answered one by one: a thousand links may be on their way.
@@ -197,12 +214,24 @@ impl Daemon {
         }
     }
 
+    /// Reads the files and makes a pass, with what was accepted before where they are broken.
+    async fn reread_or_pass(&mut self) {
+        if self.reread(Removals { allow: false, delay: true }).await.is_none() && !self.interrupted() {
+            self.pass(None).await;
+        }
+    }
+
     async fn reread(&mut self, removals: Removals) -> Option<Report> {
-        let before = self.intent.as_ref().map(|i| i.desired.clone()).unwrap_or_default();
+        let before = self.intent.clone().unwrap_or_default();
         if !self.read_files(removals) {
             return None;
         }
-        self.pass(Some(&before)).await
+        self.pass(Some(&before.desired)).await
+    }
+
+    /// Whether somebody waits for a pass to be given up.
+    fn interrupted(&self) -> bool {
+        self.ending || matches!(self.waiting.front(), Some((_, Request::Down)))
     }
 
     /// Takes the files' state over, if it is valid. Returns whether it was.
@@ -219,8 +248,8 @@ impl Daemon {
             }
         };
         self.config_error = None;
-        let intent = intend(self.intent.as_ref(), new, removals);
-        if self.intent.as_ref() == Some(&intent) {
+        let intent = intend(self.intent.as_deref(), new, removals);
+        if self.intent.as_deref() == Some(&intent) {
             return true;
         }
         if !intent.held.is_empty() && self.intent.as_ref().is_none_or(|i| i.held != intent.held) {
@@ -230,20 +259,19 @@ impl Daemon {
             );
         }
         tracing::info!(revision = %intent.desired.revision, mappings = intent.desired.mappings.len(), "topology accepted");
-        if let Err(error) = Accepted::store(&self.options.paths.state, &intent) {
+        if let Err(error) = Accepted::store(&self.paths.state, &intent) {
             tracing::error!("{error:#}");
             self.errors = vec![format!("{error:#}")];
         }
-        self.intent = Some(intent);
+        self.intent = Some(Arc::new(intent));
         true
     }
 
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
-        self.next_pass = Instant::now() + self.options.interval;
-        let intent = self.intent.as_ref()?;
+        self.next_pass = Instant::now() + self.interval;
+        let intent = Arc::clone(self.intent.as_ref()?);
         self.health.passes += 1;
-        let before = before.unwrap_or(&intent.desired);
-        let report = self.reconciler.pass(&intent.desired, Some(before)).await;
+        let report = self.attended_pass(&intent, before.unwrap_or(&intent.desired)).await?;
         let (failed, report) = match report {
             Ok(report) => {
                 self.health.operations += report.operations as u64;
@@ -270,18 +298,53 @@ impl Daemon {
         report
     }
 
-    /// Serves one client. Returns whether the daemon is to end.
-    async fn serve(&mut self, mut stream: UnixStream) -> bool {
-        let request = match tokio::time::timeout(RESCAN, control::receive(&mut stream)).await {
-            Ok(Ok(request)) => request,
-            Ok(Err(error)) => {
-                tracing::warn!("control socket: {error:#}");
-                let answer = Answer { error: Some(format!("{error:#}")), ..Answer::default() };
-                drop(control::reply(&mut stream, &answer).await);
-                return false;
+    /// One pass, with the doors open meanwhile: a first attach of many interfaces takes a while. `None` where it was
+    /// given up because the daemon is to end; a plan is safe after any prefix.
+    async fn attended_pass(&mut self, intent: &Intent, before: &Desired) -> Option<Result<Report>> {
+        let Self { reconciler, doors, waiting, hangup, ending, .. } = self;
+        let work = reconciler.pass(&intent.desired, Some(before));
+        tokio::pin!(work);
+        loop {
+            let knock = tokio::select! {
+                biased;
+                report = &mut work => return Some(report),
+                knock = doors.next() => knock,
+            };
+            match knock {
+                Knock::Terminate => {
+                    *ending = true;
+                    return None;
+                }
+                Knock::Hangup => *hangup = true,
+                Knock::Client(mut stream) => match request(&mut stream).await {
+                    Some(Request::Status) => {
+                        // A pass that is soon over says more than a look at its middle.
+                        tokio::select! {
+                            biased;
+                            report = &mut work => {
+                                waiting.push_back((stream, Request::Status));
+                                return Some(report);
+                            }
+                            () = sleep(SOON) => {}
+                        }
+                        let status = status_meanwhile(&self.paths.pins, self.hook, intent).await;
+                        let status =
+                            status.map(|status| with_health(status, &self.health, &self.config_error, &self.errors));
+                        reply(&mut stream, &status_answer(status)).await;
+                    }
+                    Some(Request::Down) => {
+                        waiting.push_front((stream, Request::Down));
+                        return None;
+                    }
+                    Some(request) => waiting.push_back((stream, request)),
+                    None => {}
+                },
             }
-            Err(_) => return false,
-        };
+        }
+    }
+
+    /// Serves one client. Returns whether the daemon is to end.
+    async fn serve(&mut self, mut stream: UnixStream, request: Request) -> bool {
         let (answer, end) = match request {
             Request::Apply { allow_deletes } => (self.serve_apply(allow_deletes).await, false),
             Request::Status => (self.serve_status().await, false),
@@ -296,13 +359,11 @@ impl Daemon {
         };
         if end
             && answer.error.is_none()
-            && let Err(error) = Accepted::forget(&self.options.paths.state)
+            && let Err(error) = Accepted::forget(&self.paths.state)
         {
             tracing::warn!("{error:#}");
         }
-        if let Err(error) = control::reply(&mut stream, &answer).await {
-            tracing::debug!("control socket: {error:#}");
-        }
+        reply(&mut stream, &answer).await;
         end
     }
 
@@ -317,19 +378,12 @@ impl Daemon {
     }
 
     async fn serve_status(&mut self) -> Answer {
-        match self.status().await {
-            Ok(status) => Answer { status: Some(Box::new(status)), ..Answer::default() },
-            Err(error) => Answer { error: Some(format!("{error:#}")), ..Answer::default() },
-        }
+        status_answer(self.status().await)
     }
 
     async fn status(&mut self) -> Result<Status> {
-        let mut status = read_status(&mut self.reconciler, self.intent.as_ref()).await?;
-        status.daemon = self.health.clone();
-        status.config_error.clone_from(&self.config_error);
-        status.errors.clone_from(&self.errors);
-        status.in_force &= self.config_error.is_none() && self.errors.is_empty();
-        Ok(status)
+        let status = read_status(&mut self.reconciler, self.intent.as_deref()).await?;
+        Ok(with_health(status, &self.health, &self.config_error, &self.errors))
     }
 
     fn tell_systemd(&self) {
@@ -347,12 +401,6 @@ impl Daemon {
     }
 }
 
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("sd_notify: {error}");
-    }
-}
-
 fn log(report: &Report) {
     for change in report.plan.changes.iter().filter(|_| report.changed) {
         let why = change.details.join("; ");
@@ -364,25 +412,4 @@ fn log(report: &Report) {
     for problem in &report.plan.problems {
         tracing::warn!(address = %problem.address, "{}", problem.what);
     }
-}
-
-/// Reads the live state and counters and puts the status together.
-///
-/// # Errors
-///
-/// When the live state can't be read.
-pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option<&Intent>) -> Result<Status> {
-    let empty = Desired::default();
-    let desired = intent.map_or(&empty, |i| &i.desired);
-    let (observed, plan) = reconciler.plan(desired, Some(desired)).await?;
-    let (traffic, unknown) = reconciler.kernel().counters(&observed)?;
-    let nothing = std::collections::BTreeSet::new();
-    Ok(Status::of(super::status::Sources {
-        accepted: intent.map(|i| &i.desired),
-        held: intent.map_or(&nothing, |i| &i.held),
-        observed: &observed,
-        plan: intent.is_some().then_some(&plan),
-        traffic: &traffic,
-        unknown,
-    }))
 }

@@ -100,7 +100,8 @@ fn restore(switch: &Path, journal: &Path) -> Result<()> {
     };
     // An empty journal is from a crash before it was written, and so before anything was changed.
     if !old.trim().is_empty() {
-        std::fs::write(switch, old.trim()).with_context(|| format!("restore {} to {}", switch.display(), old.trim()))?;
+        std::fs::write(switch, old.trim())
+            .with_context(|| format!("restore {} to {}", switch.display(), old.trim()))?;
     }
     std::fs::remove_file(journal).with_context(|| format!("remove {}", journal.display()))
 }

@@ -1,6 +1,7 @@
 //! The real kernel: the bpf and netlink edges behind one interface.
 
-use super::kernel::{Batch, Kernel, Outcome};
+use super::expedite::Expedite;
+use super::kernel::{Batch, Hook, Kernel, Outcome};
 use super::status::{Traffic, UnknownKey as SeenKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
@@ -9,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The kernel of the calling thread's network namespace, with one pin directory.
 #[derive(Debug)]
@@ -19,6 +22,9 @@ pub struct LiveKernel {
     port_kind: Option<PortKind>,
     cookie: u64,
     pins: PathBuf,
+    expedite: Option<Expedite>,
+    /// Held by the thread that attaches.
+    attaching: Arc<Mutex<()>>,
 }
 
 /// The pins belong to another network namespace.
@@ -58,6 +64,8 @@ impl LiveKernel {
             port_kind: None,
             cookie: crate::bpf::netns_cookie()?,
             pins: pins.to_owned(),
+            expedite: None,
+            attaching: Arc::default(),
         };
         kernel.check_namespace()?;
         Ok(kernel)
@@ -70,6 +78,15 @@ impl LiveKernel {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Shortens grace periods while many programs are attached for the first time.
+    /// First restores what a killed process left behind.
+    pub fn expedite(&mut self, expedite: Expedite) {
+        if let Err(error) = expedite.recover() {
+            tracing::error!("{error:#}");
+        }
+        self.expedite = Some(expedite);
     }
 
     /// Counters by slot, and the keys that nobody mapped.
@@ -116,6 +133,9 @@ impl LiveKernel {
     ///
     /// Never early: returns what failed.
     pub async fn remove_everything(&mut self) -> Result<Vec<anyhow::Error>> {
+        // An abandoned pass may still be attaching; it ends with the interface it is at.
+        let attaching = Arc::clone(&self.attaching);
+        tokio::task::spawn_blocking(move || drop(attaching.lock())).await.context("wait for the last attach")?;
         let observed = self.observe(false).await?;
         let mut failures = Vec::new();
         // Devices first: while they stand, their programs keep the tenants' packets from the host's stack.
@@ -142,16 +162,57 @@ impl LiveKernel {
         Ok(failures)
     }
 
-    async fn attach(&mut self, program: Program, ifindex: u32, direction: Direction, kind: HookKind) -> Result<()> {
-        match kind {
-            HookKind::Tcx => self.dataplane.tcx_attach(program, ifindex, direction),
-            HookKind::Clsact => {
-                let fd = self.dataplane.program_fd(program)?;
-                self.netlink.clsact_attach(ifindex, direction, fd.as_fd(), program.name()).await
+    /// Attaches each by itself; returns what failed by its place.
+    async fn attach(&mut self, hooks: &[Hook]) -> Result<Vec<(usize, anyhow::Error)>> {
+        let first = hooks.iter().filter(|h| !h.replace).count();
+        let _expedited = self.expedite.as_mut().and_then(|e| e.begin(first));
+        let (tcx, clsact): (Vec<_>, Vec<_>) =
+            hooks.iter().copied().enumerate().partition(|(_, h)| h.kind == HookKind::Tcx);
+        let mut failed = self.attach_tcx(tcx).await?;
+        for (place, hook) in clsact {
+            let attached = match self.dataplane.program_fd(hook.program) {
+                Ok(fd) => {
+                    let name = hook.program.name();
+                    self.netlink.clsact_attach(hook.ifindex, hook.direction, fd.as_fd(), name).await
+                }
+                Err(error) => Err(error),
+            };
+            failed.extend(attached.err().map(|error| (place, error.context(describe(&hook)))));
+        }
+        Ok(failed)
+    }
+
+    /// On a thread of its own: a first attach waits for a grace period inside the system call. They wait one after the
+    /// other (the kernel holds its RTNL lock meanwhile), so more threads would gain nothing.
+    async fn attach_tcx(&mut self, hooks: Vec<(usize, Hook)>) -> Result<Vec<(usize, anyhow::Error)>> {
+        /// Tells the thread to stop when nobody waits for it any more.
+        struct Abandon(Arc<AtomicBool>);
+        impl Drop for Abandon {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
             }
         }
-        .with_context(|| format!("attach {} to ifindex {ifindex} {direction}", program.name()))
+        if hooks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let _abandon = Abandon(Arc::clone(&abandoned));
+        let (attacher, attaching) = (self.dataplane.attacher(), Arc::clone(&self.attaching));
+        let attach = move || {
+            let _attaching = attaching.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = hooks.iter().take_while(|_| !abandoned.load(Ordering::Relaxed));
+            let attached = wanted.map(|(place, h)| {
+                let attached = attacher.attach(h.program, h.ifindex, h.direction);
+                (*place, attached.with_context(|| describe(h)))
+            });
+            attached.filter_map(|(place, attached)| Some((place, attached.err()?))).collect()
+        };
+        tokio::task::spawn_blocking(attach).await.context("wait for the thread that attaches")
     }
+}
+
+fn describe(hook: &Hook) -> String {
+    format!("attach {} to ifindex {} {}", hook.program.name(), hook.ifindex, hook.direction)
 }
 
 impl Kernel for LiveKernel {
@@ -212,9 +273,7 @@ impl Kernel for LiveKernel {
             Batch::DeleteTunkeys(keys) => drop(dataplane.delete_tunkey2if(keys)?),
             Batch::SetIfs(entries) => drop(dataplane.write_if2tunkey(entries)?),
             Batch::DeleteIfs(ifindexes) => drop(dataplane.delete_if2tunkey(ifindexes)?),
-            Batch::Attach { program, ifindex, direction, kind } => {
-                self.attach(*program, *ifindex, *direction, *kind).await?;
-            }
+            Batch::Attach(hooks) => outcome.failed = self.attach(hooks).await?,
             Batch::Detach { ifindex, direction, kind: HookKind::Tcx } => dataplane.tcx_detach(*ifindex, *direction)?,
             Batch::Detach { ifindex, direction, kind: HookKind::Clsact } => {
                 match self.netlink.clsact_detach(*ifindex, *direction).await {

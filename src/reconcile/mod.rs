@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod control;
 pub mod daemon;
+mod doors;
 pub mod expedite;
 pub mod hold;
 pub mod instance;
@@ -14,6 +15,7 @@ pub mod kernel;
 pub mod live;
 pub mod loader;
 pub mod status;
+pub mod tell;
 
 use crate::model::{Desired, Observed};
 use crate::plan::{self, Input, Plan};

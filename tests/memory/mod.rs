@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use tunnel_mesh::model::*;
-use tunnel_mesh::reconcile::kernel::{Batch, Kernel, Outcome};
+use tunnel_mesh::reconcile::kernel::{Batch, Hook, Kernel, Outcome};
 
 /// The kernel.
 #[derive(Debug, Clone, Default)]

@@ -1,0 +1,58 @@
+//! The status as it is told: the live state beside the accepted one, and the daemon's health.
+
+use super::Reconciler;
+use super::control::Answer;
+use super::live::LiveKernel;
+use super::status::{Daemon as Health, Status};
+use crate::model::{Desired, HookKind, Intent};
+use anyhow::Result;
+use std::path::Path;
+
+/// Adds what only the daemon knows.
+pub(super) fn with_health(
+    mut status: Status,
+    health: &Health,
+    config_error: &Option<String>,
+    errors: &[String],
+) -> Status {
+    status.daemon = health.clone();
+    status.config_error.clone_from(config_error);
+    status.errors = errors.to_vec();
+    status.in_force &= config_error.is_none() && errors.is_empty();
+    status
+}
+
+/// The answer to a request for the status.
+pub(super) fn status_answer(status: Result<Status>) -> Answer {
+    match status {
+        Ok(status) => Answer { status: Some(Box::new(status)), ..Answer::default() },
+        Err(error) => Answer { error: Some(format!("{error:#}")), ..Answer::default() },
+    }
+}
+
+/// The status while a pass is under way, read through a kernel of its own.
+pub(super) async fn status_meanwhile(pins: &Path, hook: Option<HookKind>, intent: &Intent) -> Result<Status> {
+    let mut reader = Reconciler::new(LiveKernel::open(pins, hook).await?);
+    read_status(&mut reader, Some(intent)).await
+}
+
+/// Reads the live state and counters and puts the status together.
+///
+/// # Errors
+///
+/// When the live state can't be read.
+pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option<&Intent>) -> Result<Status> {
+    let empty = Desired::default();
+    let desired = intent.map_or(&empty, |i| &i.desired);
+    let (observed, plan) = reconciler.plan(desired, Some(desired)).await?;
+    let (traffic, unknown) = reconciler.kernel().counters(&observed)?;
+    let nothing = std::collections::BTreeSet::new();
+    Ok(Status::of(super::status::Sources {
+        accepted: intent.map(|i| &i.desired),
+        held: intent.map_or(&nothing, |i| &i.held),
+        observed: &observed,
+        plan: intent.is_some().then_some(&plan),
+        traffic: &traffic,
+        unknown,
+    }))
+}
