@@ -137,13 +137,13 @@ fn percentiles(times: &Times) -> String {
 fn changes(lab: &Lab, count: u32) -> Times {
     let dataplane = Dataplane::open(&lab.pins).unwrap();
     let bare = dataplane.bare().unwrap();
+    let links = lab.netns.block_on(async || Netlink::open().await.unwrap().links().await.unwrap());
     let files = lab.mappings / PER_FILE;
     let mut times = Times::default();
     for version in 1..=count {
         let file = version * 17 % files;
         let n = file * PER_FILE;
-        let ifindex = lab.netns.cmd(&format!("cat /sys/class/net/i{n}/ifindex"));
-        let ifindex = ifindex.trim().parse().unwrap_or_else(|_| panic!("{ifindex}"));
+        let ifindex = links.iter().find(|l| l.name == format!("i{n}")).unwrap().ifindex;
         let start = Instant::now();
         lab.write(file, version);
         let wanted = Some(id(n, version));

@@ -3,7 +3,7 @@
 use super::builder::{Builder, Phase};
 use super::live::Hooks;
 use super::*;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 pub(super) fn attachments(b: &mut Builder<'_>) {
     let kind = b.input.observed.features.hook_kind;
@@ -24,10 +24,9 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         b.device_change(Object::DataPlane, "data plane", action, reason, format!("load {}", describe(*program)));
     }
 
-    let hooks = Hooks::of(&b.input.observed.attachments);
+    let mut hooks = Hooks::of(&b.input.observed.attachments);
     let tunnels = std::mem::take(&mut b.tunnels);
     let mappings = std::mem::take(&mut b.mappings);
-    let mut kept: HashSet<(u32, Direction)> = HashSet::with_capacity(tunnels.len() + mappings.len());
     let wanted = tunnels.iter().filter_map(|(name, tunnel)| {
         let link = tunnel.link.as_ref()?;
         let program = Program::HandleIngress { tunnel: tunnel.index };
@@ -42,10 +41,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         (Program::HandleEgress, interface, planned.ifindex, direction, Owner::Mapping(planned.mapping))
     }));
     for (program, interface, ifindex, direction, owner) in wanted {
-        if let Some(ifindex) = ifindex {
-            kept.insert((ifindex, direction));
-        }
-        let found = ifindex.and_then(|ifindex| hooks.get(ifindex, direction, kind));
+        let found = ifindex.and_then(|ifindex| hooks.claim(ifindex, direction, kind));
         let running = found.and_then(|a| a.program);
         let known = loaded.get(&program);
         let id = known.filter(|p| p.current).map(|p| p.id);
@@ -84,12 +80,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     b.mappings = mappings;
 
     // What is ours and belongs nowhere any more.
-    for attachment in &b.input.observed.attachments {
-        let wanted_here = kept.contains(&(attachment.ifindex, attachment.direction));
-        let right_kind = attachment.kind == kind;
-        if wanted_here && right_kind {
-            continue;
-        }
+    for attachment in hooks.unclaimed() {
         let link = b.links.indexed(attachment.ifindex);
         if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains(&attachment.ifindex)) {
             continue; // the filter goes with its link

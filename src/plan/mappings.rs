@@ -192,19 +192,19 @@ pub(super) fn entries(b: &mut Builder<'_>) {
     let planned = std::mem::take(&mut b.mappings);
     // Which of the live keys are wanted, by their place.
     let mut wanted_keys = vec![false; b.live.keys.len()];
-    let mut wanted_ifs: HashMap<u32, &Mapping> = HashMap::with_capacity(planned.len());
+    let mut wanted_ifs = Slots::default();
     let mut wanted_slots = Slots::default();
     for p in &planned {
         let Some(tunnel) = b.tunnels.get(p.mapping.key.tunnel.as_str()).map(|t| t.index) else { continue };
         wanted_slots.insert(p.slot);
         if let Some(ifindex) = p.ifindex {
-            wanted_ifs.insert(ifindex, p.mapping);
+            wanted_ifs.insert(ifindex);
         }
         if let Some(place) = upsert(b, p, tunnel) {
             wanted_keys[place] = true;
         }
     }
-    let stale_ifs: Vec<(u32, IfEntry)> = b.live.ifs.iter().filter(|(i, _)| !wanted_ifs.contains_key(i)).collect();
+    let stale_ifs: Vec<(u32, IfEntry)> = b.live.ifs.iter().filter(|(i, _)| !wanted_ifs.contains(*i)).collect();
     for (ifindex, entry) in stale_ifs {
         let address = address_of(b, ifindex, &entry);
         let before = live_view(b, ifindex, &entry);
@@ -214,10 +214,14 @@ pub(super) fn entries(b: &mut Builder<'_>) {
     }
     let stale_keys: Vec<(TunKey, SlotRef)> =
         b.live.keys.iter().zip(wanted_keys).filter(|(_, wanted)| !wanted).map(|(entry, _)| entry).collect();
+    let holders: HashMap<u32, &Mapping> = match stale_keys.as_slice() {
+        [] => HashMap::new(),
+        _ => planned.iter().filter_map(|p| Some((p.ifindex?, p.mapping))).collect(),
+    };
     for (key, value) in stale_keys {
         // A key that its interface leaves for another one belongs to that interface's change.
         let holder = b.live.devs.get(value.slot);
-        let rekeyed = holder.and_then(|i| wanted_ifs.get(&i)).map(|m| m.address());
+        let rekeyed = holder.and_then(|i| holders.get(&i)).map(|m| m.address());
         let address = rekeyed.clone().unwrap_or_else(|| {
             meant_by(b, holder, key).map_or_else(|| live_key_view(b, key, value).interface, |(m, _)| m.address())
         });
