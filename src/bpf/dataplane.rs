@@ -9,12 +9,14 @@ use super::object::{self, Loaded};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
 use super::{NoMaps, sys};
 use crate::model::{
-    Counters, FIRST_MAPPING_SLOT, IfEntry, LoadedProgram, MapState, Program, SlotRef, TunKey, UnknownKey,
+    Counters, Direction, FIRST_MAPPING_SLOT, IfEntry, LoadedProgram, MapState, Program, SlotRef, TunKey, UnknownKey,
 };
 use anyhow::{Context, Result, bail};
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Mutex;
 
 /// Entries of `tunkey2if` and of `if2tunkey`.
 type Hashes = (Vec<(TunKey, SlotRef)>, Vec<(u32, IfEntry)>);
@@ -28,6 +30,8 @@ pub struct Dataplane {
     pub(super) maps: Option<Maps>,
     /// A growth was interrupted after it had begun to switch programs: see [`Dataplane::recover`].
     pub(super) half_grown: bool,
+    /// Ids of the pinned attachments that were found live, by hook. An id is never given twice.
+    pub(super) known_links: Mutex<HashMap<(u32, Direction), u32>>,
 }
 
 impl Dataplane {
@@ -39,7 +43,7 @@ impl Dataplane {
         let pins = Pins::new(pin_dir);
         let maps = Maps::open(&pins)?;
         let half_grown = pins.commit_mark().exists();
-        Ok(Self { pins, maps, half_grown })
+        Ok(Self { pins, maps, half_grown, known_links: Mutex::default() })
     }
 
     /// Opens for writing, and first puts right what a crash left half done. The caller holds the writer's lock.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::PoisonError;
 
 /// Loopback, which every namespace has.
 const LOOPBACK: u32 = 1;
@@ -61,10 +62,30 @@ impl Dataplane {
     /// Our TCX attachments by their pins, defunct ones too (`program` is `None`), with their place in the chain.
     pub fn tcx_attachments(&self) -> Result<Vec<Attachment>> {
         let mut attachments = Vec::new();
+        let mut known = self.known_links.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *known);
         for (ifindex, direction) in self.pins.list_links()? {
+            // A pin whose link's id is known from before needs no opening: the chain of its hook tells everything.
+            if let Some(link) = before.get(&(ifindex, direction))
+                && let chain = chain(ifindex, direction)?
+                && let Some(position) = chain.iter().position(|(_, id)| id == link)
+            {
+                known.insert((ifindex, direction), *link);
+                attachments.push(Attachment {
+                    kind: HookKind::Tcx,
+                    ifindex,
+                    direction,
+                    program: chain.get(position).map(|(program, _)| *program),
+                    position: position as u32,
+                });
+                continue;
+            }
             let Some(pinned) = Pinned::open(&self.pins.link(ifindex, direction), ifindex, direction)? else {
                 continue;
             };
+            if pinned.position.is_some() {
+                known.insert((ifindex, direction), pinned.info.id);
+            }
             attachments.push(Attachment {
                 kind: HookKind::Tcx,
                 ifindex,

@@ -16,7 +16,8 @@ use crate::files::accepted::Accepted;
 use crate::files::watch::Watch;
 use crate::model::{Desired, HookKind, Intent};
 use crate::netlink::{LinkEvent, LinkWatch};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use futures::FutureExt;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,6 +129,7 @@ impl Daemon {
     pub async fn run(mut self) -> Result<()> {
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
+        self.reconciler.kernel().keep_surroundings();
         let mut files = Watch::new(self.loader.paths());
         // The last accepted state stays in force even where the files are broken.
         self.reread_or_pass().await;
@@ -162,6 +164,10 @@ impl Daemon {
                 event = links.next(), if subscribed => subscribed = self.link_event(event).await,
                 () = files.changed() => {
                     files.settle().await;
+                    // What came in meanwhile counts for this pass already.
+                    while subscribed && let Some(event) = links.next().now_or_never() {
+                        subscribed = self.link_event(event).await;
+                    }
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
                     if !self.loader.unchanged() {
@@ -173,7 +179,10 @@ impl Daemon {
                     self.rescan().await;
                     self.next_rescan = Instant::now() + RESCAN;
                 }
-                () = sleep_until(self.next_pass) => drop(self.pass(None).await),
+                () = sleep_until(self.next_pass) => {
+                    self.reconciler.kernel().look_anew();
+                    self.pass(None).await;
+                }
             }
             self.health.watch_overflows = files.overflows();
         };
@@ -190,6 +199,7 @@ impl Daemon {
 
     /// Returns whether the subscription goes on.
     async fn link_event(&mut self, event: LinkEvent) -> bool {
+        self.reconciler.kernel().look_anew();
         match &event {
             LinkEvent::Changed => {}
             LinkEvent::Overrun => {
@@ -216,6 +226,7 @@ impl Daemon {
 
     /// Reads the files and makes a pass, with what was accepted before where they are broken.
     async fn reread_or_pass(&mut self) {
+        self.reconciler.kernel().look_anew();
         if self.reread(Removals { allow: false, delay: true }).await.is_none() && !self.interrupted() {
             self.pass(None).await;
         }
@@ -226,7 +237,26 @@ impl Daemon {
         if !self.read_files(removals) {
             return None;
         }
-        self.pass(Some(&before.desired)).await
+        let intent = self.intent.clone()?;
+        if Arc::ptr_eq(&before, &intent) {
+            return self.pass(Some(&before.desired)).await;
+        }
+        // The state is stored beside the pass, on another thread; but a removal must be on disk before it is carried out,
+        // or a crash in between would bring the mapping back for a while.
+        let removes = !before.desired.mappings.keys().all(|i| intent.desired.mappings.contains_key(i));
+        let state = self.paths.state.clone();
+        let mut store = tokio::task::spawn_blocking(move || Accepted::store(&state, &intent));
+        let early = if removes { Some((&mut store).await) } else { None };
+        let report = self.pass(Some(&before.desired)).await;
+        let stored = match early {
+            Some(stored) => stored,
+            None => store.await,
+        };
+        if let Err(error) = stored.context("store the accepted state").and_then(|stored| stored) {
+            tracing::error!("{error:#}");
+            self.errors.push(format!("{error:#}"));
+        }
+        report
     }
 
     /// Whether somebody waits for a pass to be given up.
@@ -259,10 +289,6 @@ impl Daemon {
             );
         }
         tracing::info!(revision = %intent.desired.revision, mappings = intent.desired.mappings.len(), "topology accepted");
-        if let Err(error) = Accepted::store(&self.paths.state, &intent) {
-            tracing::error!("{error:#}");
-            self.errors = vec![format!("{error:#}")];
-        }
         self.intent = Some(Arc::new(intent));
         true
     }
@@ -368,6 +394,7 @@ impl Daemon {
     }
 
     async fn serve_apply(&mut self, allow: bool) -> Answer {
+        self.reconciler.kernel().look_anew();
         let report = self.reread(Removals { allow, delay: false }).await;
         let held = self.intent.as_ref().map(|i| i.held.clone()).unwrap_or_default();
         if let Some(config_error) = &self.config_error {

@@ -97,6 +97,11 @@ pub trait Kernel {
     /// When the batch as a whole failed. A batch that failed may have been carried out in part: the next look tells.
     async fn execute(&mut self, batch: &Batch) -> anyhow::Result<Outcome>;
 
+    /// Takes a live state back that nobody needs any more: parts of it may save the next look.
+    fn done_with(&mut self, observed: Observed) {
+        drop(observed);
+    }
+
     /// Waits until no packet is under way that saw the maps as they were (an RCU grace period).
     ///
     /// # Errors

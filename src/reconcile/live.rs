@@ -23,8 +23,23 @@ pub struct LiveKernel {
     cookie: u64,
     pins: PathBuf,
     expedite: Option<Expedite>,
+    /// Links, addresses and attachments as they were last read; `None` where they must be read anew.
+    seen: Option<Surroundings>,
+    /// Whether somebody tells of changes, so that `seen` may be kept.
+    told: bool,
+    /// Whether the links' drop counters are wanted.
+    counting: bool,
     /// Held by the thread that attaches.
     attaching: Arc<Mutex<()>>,
+}
+
+/// What is around the maps.
+#[derive(Debug, Clone)]
+struct Surroundings {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    programs: Vec<LoadedProgram>,
+    attachments: Vec<Attachment>,
 }
 
 /// The pins belong to another network namespace.
@@ -65,6 +80,9 @@ impl LiveKernel {
             cookie: crate::bpf::netns_cookie()?,
             pins: pins.to_owned(),
             expedite: None,
+            seen: None,
+            told: false,
+            counting: false,
             attaching: Arc::default(),
         };
         kernel.check_namespace()?;
@@ -87,6 +105,44 @@ impl LiveKernel {
             tracing::error!("{error:#}");
         }
         self.expedite = Some(expedite);
+    }
+
+    /// Whoever calls this promises to call [`LiveKernel::look_anew`] when links or addresses change. What was read of
+    /// them, of programs and of attachments is then kept from one look to the next; map contents never are.
+    pub fn keep_surroundings(&mut self) {
+        self.told = true;
+    }
+
+    /// Reads everything anew at the next look.
+    pub fn look_anew(&mut self) {
+        self.seen = None;
+    }
+
+    /// Whether the next looks, until told otherwise, read the links' drop counters too.
+    pub fn count_drops(&mut self, wanted: bool) {
+        if wanted {
+            self.seen = None;
+        }
+        self.counting = wanted;
+    }
+
+    async fn surroundings(&mut self, maps: Option<&MapState>) -> Result<Surroundings> {
+        if let Some(seen) = self.seen.take() {
+            return Ok(seen);
+        }
+        let links = match self.counting {
+            true => self.netlink.links().await?,
+            false => self.netlink.links_without_counters().await?,
+        };
+        let addresses = self.netlink.addresses().await?;
+        let programs = self.dataplane.programs()?;
+        let mut attachments = self.dataplane.tcx_attachments()?;
+        if maps.is_some() || self.hook_kind == HookKind::Clsact {
+            let candidates = clsact_candidates(&links, maps, self.hook_kind);
+            attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
+        }
+        attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
+        Ok(Surroundings { links, addresses, programs, attachments })
     }
 
     /// Counters by slot, and the keys that nobody mapped.
@@ -222,20 +278,33 @@ impl Kernel for LiveKernel {
             self.port_kind = Some(self.netlink.port_kind().await?);
         }
         let features = Features { hook_kind: self.hook_kind, port_kind: self.port_kind.unwrap_or(PortKind::Dummy) };
-        let links = self.netlink.links().await?;
-        let addresses = self.netlink.addresses().await?;
         let maps = self.dataplane.observe()?;
-        let programs = self.dataplane.programs()?;
-        let mut attachments = self.dataplane.tcx_attachments()?;
-        if maps.is_some() || self.hook_kind == HookKind::Clsact {
-            let candidates = clsact_candidates(&links, maps.as_ref(), self.hook_kind);
-            attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
-        }
-        attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
+        let Surroundings { links, addresses, programs, attachments } = self.surroundings(maps.as_ref()).await?;
         Ok(Observed { netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {
+        let executed = self.carry_out(batch).await;
+        let smooth = executed.as_ref().is_ok_and(|o| o.gone.is_empty() && o.failed.is_empty());
+        if !smooth || !touches_entries_only(batch) {
+            self.seen = None;
+        }
+        executed
+    }
+
+    fn done_with(&mut self, observed: Observed) {
+        let Observed { links, addresses, programs, attachments, .. } = observed;
+        self.seen = self.told.then_some(Surroundings { links, addresses, programs, attachments });
+    }
+
+    async fn grace_period(&mut self) -> Result<()> {
+        crate::bpf::grace_period();
+        Ok(())
+    }
+}
+
+impl LiveKernel {
+    async fn carry_out(&mut self, batch: &Batch) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         let dataplane = &mut self.dataplane;
         match batch {
@@ -284,11 +353,20 @@ impl Kernel for LiveKernel {
         }
         Ok(outcome)
     }
+}
 
-    async fn grace_period(&mut self) -> Result<()> {
-        crate::bpf::grace_period();
-        Ok(())
-    }
+/// Whether a batch leaves links, programs and attachments as they are.
+fn touches_entries_only(batch: &Batch) -> bool {
+    matches!(
+        batch,
+        Batch::ResetCounters(_)
+            | Batch::SetDevs(_)
+            | Batch::ClearDevs(_)
+            | Batch::SetTunkeys(_)
+            | Batch::DeleteTunkeys(_)
+            | Batch::SetIfs(_)
+            | Batch::DeleteIfs(_)
+    )
 }
 
 /// Links on which a clsact filter of ours may be: in TCX mode only those that are mapped, which costs nothing to ask.

@@ -99,13 +99,17 @@ impl Loader {
                 self.seen = None;
                 Rejected::Unreadable(error)
             })?;
-            self.cache.insert(path.clone(), (stamp, parse(&file)));
+            self.cache.insert(path.clone(), (stamp, parse(&file).slim()));
         }
         let files = listing.iter().filter_map(|(path, _)| self.cache.get(path)).map(|(_, parsed)| parsed);
         let compiled = merge(files).and_then(|topology| topology.compile(&self.node));
         compiled.map_err(|diagnostics| {
-            let sources = listing.iter().filter_map(|(path, _)| read::read(path).ok()).map(|(file, _)| file).collect();
-            Rejected::Invalid { diagnostics, sources }
+            // The cache has lost the places of fields: the errors are found again with all of them.
+            let sources: Vec<SourceFile> =
+                listing.iter().filter_map(|(path, _)| read::read(path).ok()).map(|(file, _)| file).collect();
+            let parsed: Vec<ParsedFile> = sources.iter().map(parse).collect();
+            let again = merge(&parsed).and_then(|topology| topology.compile(&self.node));
+            Rejected::Invalid { diagnostics: again.err().unwrap_or(diagnostics), sources }
         })
     }
 }

@@ -91,7 +91,8 @@ impl<K: Kernel> Reconciler<K> {
         let mut report = Report::default();
         let mut before = before;
         for round in 0..ROUNDS {
-            let (_, plan) = self.plan(desired, before).await?;
+            let (observed, plan) = self.plan(desired, before).await?;
+            self.kernel.done_with(observed);
             self.was_pending = plan.pending.iter().map(|p| p.interface.clone()).collect();
             report.left = plan.operations.len();
             if round == 0 {

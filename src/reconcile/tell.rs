@@ -44,7 +44,10 @@ pub(super) async fn status_meanwhile(pins: &Path, hook: Option<HookKind>, intent
 pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option<&Intent>) -> Result<Status> {
     let empty = Desired::default();
     let desired = intent.map_or(&empty, |i| &i.desired);
-    let (observed, plan) = reconciler.plan(desired, Some(desired)).await?;
+    reconciler.kernel().count_drops(true);
+    let planned = reconciler.plan(desired, Some(desired)).await;
+    reconciler.kernel().count_drops(false);
+    let (observed, plan) = planned?;
     let (traffic, unknown) = reconciler.kernel().counters(&observed)?;
     let nothing = std::collections::BTreeSet::new();
     Ok(Status::of(super::status::Sources {
