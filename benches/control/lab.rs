@@ -170,14 +170,12 @@ impl Daemon {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// CPU time of all its threads.
+    /// CPU time of the process so far, in ticks of 10 ms.
     pub fn cpu(&self) -> Duration {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let nanos = tasks.map(|task| {
-            let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
-            text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default()
-        });
-        Duration::from_nanos(nanos.sum())
+        let stat = self.read("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|n| n.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// Resident memory in bytes.

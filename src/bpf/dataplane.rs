@@ -97,19 +97,21 @@ impl Dataplane {
     /// Of `devs`, which must be read slot by slot, only the slots up to the highest that an entry names are read: one
     /// beyond them is not in use whatever it holds.
     pub fn observe(&self) -> Result<Option<MapState>> {
+        self.observe_beside(None)
+    }
+
+    /// As [`Self::observe`], with `devs`, which takes a call for each slot, as it was read before.
+    pub fn observe_beside(&self, devs: Option<Vec<(u32, u32)>>) -> Result<Option<MapState>> {
         let Some(maps) = &self.maps else { return Ok(None) };
         let conf = maps.conf.read_all::<u32, RawConf>()?;
         let (tunkey2if, if2tunkey) = self.read_hashes()?;
         let capacity = maps.capacity();
         let named = tunkey2if.iter().map(|(_, v)| v.slot).chain(if2tunkey.iter().map(|(_, v)| v.slot));
         let end = named.filter(|slot| *slot < capacity).max().map_or(FIRST_MAPPING_SLOT, |s| s + 1);
-        let mut devs = Vec::new();
-        for slot in 0..end.max(FIRST_MAPPING_SLOT).min(capacity) {
-            match maps.devs.get::<u32, RawDev>(slot)? {
-                Some(dev) if dev.ifindex != 0 => devs.push((slot, dev.ifindex)),
-                _ => {}
-            }
-        }
+        let devs = match devs {
+            Some(devs) => devs,
+            None => read_devs(maps, end.max(FIRST_MAPPING_SLOT).min(capacity))?,
+        };
         Ok(Some(MapState {
             capacity,
             conf: conf.iter().filter_map(|(index, raw)| Some((*index, raw.decode()?))).collect(),
@@ -259,6 +261,20 @@ impl Dataplane {
         let all: Vec<_> = failures.iter().map(|failure| format!("{failure:#}")).collect();
         bail!("remove the pins in {}: {}", self.pins.dir.display(), all.join("; "))
     }
+}
+
+/// The slots below `end` that hold a device.
+fn read_devs(maps: &Maps, end: u32) -> Result<Vec<(u32, u32)>> {
+    let mut devs = Vec::new();
+    let mut value = [0; size_of::<RawDev>()];
+    for slot in 0..end {
+        let found = maps.devs.fd.lookup(&slot.to_ne_bytes(), &mut value).context("look devs up")?;
+        let ifindex = RawDev::from_bytes(&value).ifindex;
+        if found && ifindex != 0 {
+            devs.push((slot, ifindex));
+        }
+    }
+    Ok(devs)
 }
 
 /// Names of ours in a directory: those whose first word (behind the prefix of unfinished pins) is one of ours.

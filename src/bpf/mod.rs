@@ -86,6 +86,11 @@ pub fn netns_cookie() -> anyhow::Result<u64> {
     sys::netns_cookie().context("ask for the cookie of the network namespace")
 }
 
+/// Gives memory back to the kernel that was needed for a moment. Here because it is a raw call.
+pub fn trim_heap() {
+    sys::trim_heap();
+}
+
 /// Whether an error is at bottom a missing privilege (CAP_BPF, CAP_NET_ADMIN, or access to the pin directory).
 pub fn is_privilege_missing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {

@@ -4,6 +4,7 @@
 //! loses events when its queue is full. So an event only wakes the caller, which looks for itself; a rescan every second
 //! finds the rest.
 
+use futures::FutureExt;
 use notify::event::{EventKind, MetadataKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
@@ -16,6 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Quiet time after the last event.
 const QUIET: Duration = Duration::from_millis(20);
+/// How exactly tokio waits.
+const TICK: Duration = Duration::from_millis(2);
 /// Longest wait while events go on.
 const LONGEST: Duration = Duration::from_millis(200);
 /// Longest wait for a `.git/index.lock` to go, which an aborted git leaves for good.
@@ -77,11 +80,22 @@ impl Watch {
     /// Waits until it is quiet, then watches what is there now: directories may have been replaced.
     pub async fn settle(&mut self) {
         let start = Instant::now();
-        while start.elapsed() < LONGEST && timeout(QUIET, self.woken.notified()).await.is_ok() {}
+        while start.elapsed() < LONGEST && !self.is_quiet().await {}
         while start.elapsed() < LONGEST_GIT && self.paths.iter().any(|p| git_is_writing(p)) {
             sleep(QUIET).await;
         }
         self.renew();
+    }
+
+    /// Whether nothing happens for [`QUIET`].
+    async fn is_quiet(&self) -> bool {
+        let end = Instant::now() + QUIET;
+        if timeout(QUIET - TICK, self.woken.notified()).await.is_ok() {
+            return false;
+        }
+        // tokio counts in whole milliseconds and rounds up: the rest is slept exactly.
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        self.woken.notified().now_or_never().is_none()
     }
 
     /// Watches every directory that matters and drops those that don't exist any more. A directory that was deleted and

@@ -134,6 +134,7 @@ impl Daemon {
         // The last accepted state stays in force even where the files are broken.
         self.reread_or_pass().await;
         notify(&[sd_notify::NotifyState::Ready]);
+        crate::bpf::trim_heap();
 
         let mut subscribed = true;
         let end = loop {
@@ -182,6 +183,7 @@ impl Daemon {
                 () = sleep_until(self.next_pass) => {
                     self.reconciler.kernel().look_anew();
                     self.pass(None).await;
+                    crate::bpf::trim_heap();
                 }
             }
             self.health.watch_overflows = files.overflows();

@@ -40,6 +40,9 @@ struct Surroundings {
     addresses: Vec<Address>,
     programs: Vec<LoadedProgram>,
     attachments: Vec<Attachment>,
+    /// `devs`; `None` where it was written since. Besides us only the kernel changes it, when a link goes: and of that we
+    /// are told.
+    devs: Option<Vec<(u32, u32)>>,
 }
 
 /// The pins belong to another network namespace.
@@ -108,7 +111,7 @@ impl LiveKernel {
     }
 
     /// Whoever calls this promises to call [`LiveKernel::look_anew`] when links or addresses change. What was read of
-    /// them, of programs and of attachments is then kept from one look to the next; map contents never are.
+    /// them, of `devs`, of programs and of attachments is then kept from one look to the next; the hashes never are.
     pub fn keep_surroundings(&mut self) {
         self.told = true;
     }
@@ -126,10 +129,7 @@ impl LiveKernel {
         self.counting = wanted;
     }
 
-    async fn surroundings(&mut self, maps: Option<&MapState>) -> Result<Surroundings> {
-        if let Some(seen) = self.seen.take() {
-            return Ok(seen);
-        }
+    async fn read_surroundings(&self, maps: Option<&MapState>) -> Result<Surroundings> {
         let links = match self.counting {
             true => self.netlink.links().await?,
             false => self.netlink.links_without_counters().await?,
@@ -142,7 +142,7 @@ impl LiveKernel {
             attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
         }
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        Ok(Surroundings { links, addresses, programs, attachments })
+        Ok(Surroundings { links, addresses, programs, attachments, devs: None })
     }
 
     /// Counters by slot, and the keys that nobody mapped.
@@ -278,8 +278,12 @@ impl Kernel for LiveKernel {
             self.port_kind = Some(self.netlink.port_kind().await?);
         }
         let features = Features { hook_kind: self.hook_kind, port_kind: self.port_kind.unwrap_or(PortKind::Dummy) };
-        let maps = self.dataplane.observe()?;
-        let Surroundings { links, addresses, programs, attachments } = self.surroundings(maps.as_ref()).await?;
+        let mut seen = self.seen.take();
+        let maps = self.dataplane.observe_beside(seen.as_mut().and_then(|s| s.devs.take()))?;
+        let Surroundings { links, addresses, programs, attachments, .. } = match seen {
+            Some(seen) => seen,
+            None => self.read_surroundings(maps.as_ref()).await?,
+        };
         Ok(Observed { netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
     }
 
@@ -288,13 +292,18 @@ impl Kernel for LiveKernel {
         let smooth = executed.as_ref().is_ok_and(|o| o.gone.is_empty() && o.failed.is_empty());
         if !smooth || !touches_entries_only(batch) {
             self.seen = None;
+        } else if matches!(batch, Batch::SetDevs(_) | Batch::ClearDevs(_))
+            && let Some(seen) = &mut self.seen
+        {
+            seen.devs = None;
         }
         executed
     }
 
     fn done_with(&mut self, observed: Observed) {
-        let Observed { links, addresses, programs, attachments, .. } = observed;
-        self.seen = self.told.then_some(Surroundings { links, addresses, programs, attachments });
+        let Observed { links, addresses, programs, attachments, maps, .. } = observed;
+        let devs = maps.map(|m| m.devs);
+        self.seen = self.told.then_some(Surroundings { links, addresses, programs, attachments, devs });
     }
 
     async fn grace_period(&mut self) -> Result<()> {
