@@ -30,6 +30,8 @@ const LINK_QUIET: Duration = Duration::from_millis(2);
 const RESCAN: Duration = Duration::from_secs(1);
 /// How long a request for the status waits for the end of a pass.
 const SOON: Duration = Duration::from_millis(100);
+/// Every how many passes links are listed, although the kernel tells when they change.
+const LISTED: u64 = 8;
 /// First pause before a failed pass is tried again; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before a failed pass is tried again.
@@ -181,7 +183,12 @@ impl Daemon {
                     self.next_rescan = Instant::now() + RESCAN;
                 }
                 () = sleep_until(self.next_pass) => {
-                    self.reconciler.kernel().look_anew();
+                    // Links are told of; now and then they are listed all the same.
+                    if self.health.passes.is_multiple_of(LISTED) || self.retry > RETRY_MIN || !subscribed {
+                        self.reconciler.kernel().look_anew();
+                    } else {
+                        self.reconciler.kernel().look_at_hooks();
+                    }
                     self.pass(None).await;
                     crate::bpf::trim_heap();
                 }
@@ -258,6 +265,7 @@ impl Daemon {
             tracing::error!("{error:#}");
             self.errors.push(format!("{error:#}"));
         }
+        crate::bpf::trim_heap();
         report
     }
 

@@ -43,6 +43,8 @@ struct Surroundings {
     /// `devs`; `None` where it was written since. Besides us only the kernel changes it, when a link goes: and of that we
     /// are told.
     devs: Option<Vec<(u32, u32)>>,
+    /// Whether programs and attachments must be read anew all the same: nobody tells of those.
+    hooks_due: bool,
 }
 
 /// The pins belong to another network namespace.
@@ -121,6 +123,13 @@ impl LiveKernel {
         self.seen = None;
     }
 
+    /// Reads what nobody tells of anew at the next look: `devs`, programs and attachments.
+    pub fn look_at_hooks(&mut self) {
+        if let Some(seen) = &mut self.seen {
+            (seen.devs, seen.hooks_due) = (None, true);
+        }
+    }
+
     /// Whether the next looks, until told otherwise, read the links' drop counters too.
     pub fn count_drops(&mut self, wanted: bool) {
         if wanted {
@@ -129,12 +138,12 @@ impl LiveKernel {
         self.counting = wanted;
     }
 
-    async fn read_surroundings(&self, maps: Option<&MapState>) -> Result<Surroundings> {
-        let links = match self.counting {
-            true => self.netlink.links().await?,
-            false => self.netlink.links_without_counters().await?,
+    async fn read_surroundings(&self, maps: Option<&MapState>, known: Option<Surroundings>) -> Result<Surroundings> {
+        let (links, addresses) = match (known, self.counting) {
+            (Some(known), _) => (known.links, known.addresses),
+            (None, true) => (self.netlink.links().await?, self.netlink.addresses().await?),
+            (None, false) => (self.netlink.links_without_counters().await?, self.netlink.addresses().await?),
         };
-        let addresses = self.netlink.addresses().await?;
         let programs = self.dataplane.programs()?;
         let mut attachments = self.dataplane.tcx_attachments()?;
         if maps.is_some() || self.hook_kind == HookKind::Clsact {
@@ -142,7 +151,7 @@ impl LiveKernel {
             attachments.extend(self.netlink.clsact_attachments(&candidates).await?);
         }
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        Ok(Surroundings { links, addresses, programs, attachments, devs: None })
+        Ok(Surroundings { links, addresses, programs, attachments, devs: None, hooks_due: false })
     }
 
     /// Counters by slot, and the keys that nobody mapped.
@@ -281,8 +290,8 @@ impl Kernel for LiveKernel {
         let mut seen = self.seen.take();
         let maps = self.dataplane.observe_beside(seen.as_mut().and_then(|s| s.devs.take()))?;
         let Surroundings { links, addresses, programs, attachments, .. } = match seen {
-            Some(seen) => seen,
-            None => self.read_surroundings(maps.as_ref()).await?,
+            Some(seen) if !seen.hooks_due => seen,
+            seen => self.read_surroundings(maps.as_ref(), seen).await?,
         };
         Ok(Observed { netns_cookie: self.cookie, features, links, addresses, maps, programs, attachments })
     }
@@ -303,7 +312,8 @@ impl Kernel for LiveKernel {
     fn done_with(&mut self, observed: Observed) {
         let Observed { links, addresses, programs, attachments, maps, .. } = observed;
         let devs = maps.map(|m| m.devs);
-        self.seen = self.told.then_some(Surroundings { links, addresses, programs, attachments, devs });
+        self.seen =
+            self.told.then_some(Surroundings { links, addresses, programs, attachments, devs, hooks_due: false });
     }
 
     async fn grace_period(&mut self) -> Result<()> {
