@@ -13,8 +13,11 @@ use tunnel_mesh::model::{FIRST_MAPPING_SLOT, IfEntry, OuterField, SlotRef, TunKe
 /// Mappings of one file.
 pub const PER_FILE: u32 = 10;
 
+/// Entries of `tunkey2if` and of `if2tunkey`.
+type Entries = (Vec<(TunKey, SlotRef)>, Vec<(u32, IfEntry)>);
+
 /// Entries of both hashes, of the tunnel with index 1.
-pub fn entries(count: u32) -> (Vec<(TunKey, SlotRef)>, Vec<(u32, IfEntry)>) {
+pub fn entries(count: u32) -> Entries {
     (0..count)
         .map(|n| {
             let slot = FIRST_MAPPING_SLOT + n;

@@ -2,15 +2,14 @@
 //!
 //! Events only set flags; a pass reads everything anew. So an event that is lost costs time, never truth.
 
-use super::control::{Answer, Request};
-use super::doors::{Doors, Knock, notify, reply, request};
+use super::control::Request;
+use super::doors::{Doors, Knock, notify, request};
 use super::expedite::Expedite;
 use super::instance::{Lock, Paths};
 use super::intent::{Removals, intend};
 use super::live::LiveKernel;
 use super::loader::Loader;
-use super::status::{Daemon as Health, Status};
-use super::tell::{read_status, status_answer, status_meanwhile, with_health};
+use super::status::Daemon as Health;
 use super::{Reconciler, Report};
 use crate::files::accepted::Accepted;
 use crate::files::watch::Watch;
@@ -22,14 +21,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// How long link events are gathered before a pass.
 const LINK_QUIET: Duration = Duration::from_millis(2);
 /// How often the directory is looked over, whatever inotify says.
 const RESCAN: Duration = Duration::from_secs(1);
-/// How long a request for the status waits for the end of a pass.
-const SOON: Duration = Duration::from_millis(100);
 /// Every how many passes links are listed, although the kernel tells when they change.
 const LISTED: u64 = 8;
 /// First pause before a failed pass is tried again; doubles up to [`RETRY_MAX`].
@@ -52,25 +49,25 @@ pub struct Options {
 
 /// A running daemon.
 pub struct Daemon {
-    paths: Paths,
-    hook: Option<HookKind>,
+    pub(super) paths: Paths,
+    pub(super) hook: Option<HookKind>,
     interval: Duration,
     loader: Loader,
-    reconciler: Reconciler<LiveKernel>,
-    doors: Doors,
+    pub(super) reconciler: Reconciler<LiveKernel>,
+    pub(super) doors: Doors,
     /// Requests that came in the middle of a pass.
-    waiting: VecDeque<(UnixStream, Request)>,
+    pub(super) waiting: VecDeque<(UnixStream, Request)>,
     /// Whether SIGHUP came.
-    hangup: bool,
+    pub(super) hangup: bool,
     /// Whether SIGTERM or SIGINT came.
-    ending: bool,
+    pub(super) ending: bool,
     /// What is in force, or to be.
-    intent: Option<Arc<Intent>>,
+    pub(super) intent: Option<Arc<Intent>>,
     /// Why the files were not accepted.
-    config_error: Option<String>,
+    pub(super) config_error: Option<String>,
     /// Failures of the last pass.
-    errors: Vec<String>,
-    health: Health,
+    pub(super) errors: Vec<String>,
+    pub(super) health: Health,
     next_pass: Instant,
     next_rescan: Instant,
     retry: Duration,
@@ -241,7 +238,7 @@ impl Daemon {
         }
     }
 
-    async fn reread(&mut self, removals: Removals) -> Option<Report> {
+    pub(super) async fn reread(&mut self, removals: Removals) -> Option<Report> {
         let before = self.intent.clone().unwrap_or_default();
         if !self.read_files(removals) {
             return None;
@@ -332,95 +329,6 @@ impl Daemon {
             self.retry = RETRY_MIN;
         }
         report
-    }
-
-    /// One pass, with the doors open meanwhile: a first attach of many interfaces takes a while. `None` where it was
-    /// given up because the daemon is to end; a plan is safe after any prefix.
-    async fn attended_pass(&mut self, intent: &Intent, before: &Desired) -> Option<Result<Report>> {
-        let Self { reconciler, doors, waiting, hangup, ending, .. } = self;
-        let work = reconciler.pass(&intent.desired, Some(before));
-        tokio::pin!(work);
-        loop {
-            let knock = tokio::select! {
-                biased;
-                report = &mut work => return Some(report),
-                knock = doors.next() => knock,
-            };
-            match knock {
-                Knock::Terminate => {
-                    *ending = true;
-                    return None;
-                }
-                Knock::Hangup => *hangup = true,
-                Knock::Client(mut stream) => match request(&mut stream).await {
-                    Some(Request::Status) => {
-                        // A pass that is soon over says more than a look at its middle.
-                        tokio::select! {
-                            biased;
-                            report = &mut work => {
-                                waiting.push_back((stream, Request::Status));
-                                return Some(report);
-                            }
-                            () = sleep(SOON) => {}
-                        }
-                        let status = status_meanwhile(&self.paths.pins, self.hook, intent).await;
-                        let status =
-                            status.map(|status| with_health(status, &self.health, &self.config_error, &self.errors));
-                        reply(&mut stream, &status_answer(status)).await;
-                    }
-                    Some(Request::Down) => {
-                        waiting.push_front((stream, Request::Down));
-                        return None;
-                    }
-                    Some(request) => waiting.push_back((stream, request)),
-                    None => {}
-                },
-            }
-        }
-    }
-
-    /// Serves one client. Returns whether the daemon is to end.
-    async fn serve(&mut self, mut stream: UnixStream, request: Request) -> bool {
-        let (answer, end) = match request {
-            Request::Apply { allow_deletes } => (self.serve_apply(allow_deletes).await, false),
-            Request::Status => (self.serve_status().await, false),
-            Request::Down => match self.reconciler.kernel().remove_everything().await {
-                Ok(failures) if failures.is_empty() => (Answer::default(), true),
-                Ok(failures) => {
-                    let list: Vec<String> = failures.iter().map(|e| format!("{e:#}")).collect();
-                    (Answer { error: Some(list.join("\n")), ..Answer::default() }, true)
-                }
-                Err(error) => (Answer { error: Some(format!("{error:#}")), ..Answer::default() }, false),
-            },
-        };
-        if end
-            && answer.error.is_none()
-            && let Err(error) = Accepted::forget(&self.paths.state)
-        {
-            tracing::warn!("{error:#}");
-        }
-        reply(&mut stream, &answer).await;
-        end
-    }
-
-    async fn serve_apply(&mut self, allow: bool) -> Answer {
-        self.reconciler.kernel().look_anew();
-        let report = self.reread(Removals { allow, delay: false }).await;
-        let held = self.intent.as_ref().map(|i| i.held.clone()).unwrap_or_default();
-        if let Some(config_error) = &self.config_error {
-            return Answer { config_error: Some(config_error.clone()), held, ..Answer::default() };
-        }
-        let error = report.is_none().then(|| self.errors.join("\n"));
-        Answer { report, held, error, ..Answer::default() }
-    }
-
-    async fn serve_status(&mut self) -> Answer {
-        status_answer(self.status().await)
-    }
-
-    async fn status(&mut self) -> Result<Status> {
-        let status = read_status(&mut self.reconciler, self.intent.as_deref()).await?;
-        Ok(with_health(status, &self.health, &self.config_error, &self.errors))
     }
 
     fn tell_systemd(&self) {

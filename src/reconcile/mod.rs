@@ -14,6 +14,7 @@ pub mod intent;
 pub mod kernel;
 pub mod live;
 pub mod loader;
+mod serve;
 pub mod status;
 pub mod tell;
 
