@@ -213,7 +213,7 @@ fn passes(table: &mut Table, lab: &Lab) {
     let parts = [
         ("1,000 files looked over", &look),
         ("one changed file of 1,000 read, all merged and compiled", &load),
-        ("periodic pass, with links, attachments and `devs` read anew (every 30 s)", pass),
+        ("pass with links, attachments and `devs` read anew", pass),
         ("links by netlink", links),
         ("hashes read, decoded, sorted", hashes),
         ("all maps, `devs` entry by entry", maps),
