@@ -12,14 +12,14 @@ endif
 SCRIPTS = .ci/run $(wildcard scripts/*.sh examples/*.sh tests/vm/*.sh) tests/vm/init
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-% build demo test test-host test-demo test-vm lint bpffs clean
+.PHONY: help deps deps-% build demo bench-control test test-host test-demo test-vm lint bpffs clean
 
 help: ## this list
 	@echo 'make demo   installs what is missing, builds, and shows three hosts with two tenants on this machine'
 	@echo 'make test   installs what is missing and runs every test'
 	@echo
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
-		printf '  %-10s %s\n' "$$target" "$$text"; done
+		printf '  %-13s %s\n' "$$target" "$$text"; done
 
 deps: deps-build deps-demo deps-test deps-lint ## install by apt-get what is missing (test-vm sees to its own)
 
@@ -46,6 +46,9 @@ test-demo: deps-build deps-demo bpffs ## the demo with a debug binary, with TCX 
 
 test-vm: deps-build deps-vm ## the kernel tests in Debian kernels under QEMU; KERNELS="6.1 6.12"
 	tests/vm/run.sh
+
+bench-control: deps-build deps-bench bpffs ## the control plane beside its peers; writes docs/benchmarks.md
+	$(CARGO) bench --locked --bench control
 
 lint: deps-build deps-lint ## formatting, clippy, rustdoc, shellcheck
 	$(CARGO) fmt --check

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, by apt-get, what a set of jobs needs beyond Rust and isn't there yet. Quick and silent when nothing is missing.
 #
-# usage: deps.sh build|demo|test|lint|vm...
+# usage: deps.sh build|demo|test|bench|lint|vm...
 set -euo pipefail
 
 die() {
@@ -33,6 +33,13 @@ needs() {
             echo 'strace strace'
             echo 'git git'
             ;;
+        bench)
+            echo 'ip iproute2'
+            echo 'bridge iproute2'
+            echo 'nsenter util-linux'
+            echo 'bpftool bpftool'
+            echo 'python3 python3'
+            ;;
         lint)
             echo 'clang-format clang-format'
             echo 'shellcheck shellcheck'
@@ -48,7 +55,7 @@ needs() {
             [ -n "$(find /usr/share/keyrings -name 'debian-archive-keyring.*' 2>/dev/null)" ] ||
                 echo 'debian-archive-keyring debian-archive-keyring'
             ;;
-        *) die "unknown job '$1'; one of build, demo, test, lint, vm" ;;
+        *) die "unknown job '$1'; one of build, demo, test, bench, lint, vm" ;;
     esac
 }
 

@@ -4,7 +4,7 @@
 
 mod memory;
 
-use memory::batches::refusal;
+use memory::batches::{refusal, singles};
 use memory::topology::{Choice, desired, fresh_kernel, in_force};
 use memory::wire::remote;
 use memory::{MemoryKernel, block};
@@ -33,15 +33,33 @@ impl<F: FnMut(&Batch) -> Option<anyhow::Error>> Kernel for Refusing<F> {
     }
 
     async fn execute(&mut self, batch: &Batch) -> anyhow::Result<Outcome> {
-        match (self.refuse)(batch) {
-            Some(error) => Err(error),
-            None => self.inner.execute(batch).await,
+        if !matches!(batch, Batch::Attach(_)) {
+            return match (self.refuse)(batch) {
+                Some(error) => Err(error),
+                None => self.inner.execute(batch).await,
+            };
         }
+        // Each by itself.
+        let mut outcome = Outcome::default();
+        for (place, single) in singles(batch).iter().enumerate() {
+            match (self.refuse)(single) {
+                Some(error) => outcome.failed.push((place, error)),
+                None => {
+                    let failed = self.inner.execute(single).await?.failed;
+                    outcome.failed.extend(failed.into_iter().map(|(_, error)| (place, error)));
+                }
+            }
+        }
+        Ok(outcome)
     }
 
     async fn grace_period(&mut self) -> anyhow::Result<()> {
         Ok(())
     }
+}
+
+fn attaches_to(batch: &Batch, link: u32) -> bool {
+    matches!(batch, Batch::Attach(hooks) if hooks.iter().any(|h| h.ifindex == link))
 }
 
 fn plan_of(kernel: &MemoryKernel, goal: &Desired) -> Plan {
@@ -85,10 +103,7 @@ fn nothing_is_written_while_a_filter_runs_on_the_maps_before_a_growth() {
     let (kernel, goal) = full_on_clsact();
     let wider = desired(&[mapped(0, 0, 0), mapped(1, 1, 0), mapped(0, 2, 0)], 1, 0);
     let vxlan1 = kernel.state.link("vxlan1").unwrap().ifindex;
-    let stuck = |batch: &Batch| {
-        let there = matches!(batch, Batch::Attach { ifindex, .. } if *ifindex == vxlan1);
-        there.then(|| refusal(libc::ENOMEM, "attach"))
-    };
+    let stuck = |batch: &Batch| attaches_to(batch, vxlan1).then(|| refusal(libc::ENOMEM, "attach"));
     let mut reconciler = Reconciler::new(Refusing { inner: kernel, refuse: stuck });
     for _ in 0..3 {
         let report = block(reconciler.pass(&wider, Some(&goal))).unwrap();
@@ -99,7 +114,7 @@ fn nothing_is_written_while_a_filter_runs_on_the_maps_before_a_growth() {
     let mut kernel = reconciler.kernel().inner.clone();
     kernel.log.clear();
     assert!(block(Reconciler::new(&mut kernel).pass(&wider, Some(&goal))).unwrap().converged());
-    let attached = kernel.log.iter().position(|b| matches!(b, Batch::Attach { ifindex, .. } if *ifindex == vxlan1));
+    let attached = kernel.log.iter().position(|b| attaches_to(b, vxlan1));
     let written = kernel.log.iter().position(writes_entries);
     assert!(attached.unwrap() < written.unwrap(), "{:?}", kernel.log);
     assert_eq!(in_force(&wider, &kernel.seen()), Ok(()));
@@ -113,7 +128,7 @@ fn a_filter_whose_link_is_gone_holds_nothing_up() {
     let (eth0, vxlan1) = (kernel.state.link("eth0").unwrap().ifindex, kernel.state.link("vxlan1").unwrap().ifindex);
     let mut once = true;
     let gone = |batch: &Batch| {
-        let first = matches!(batch, Batch::Attach { ifindex, .. } if *ifindex == eth0) && std::mem::take(&mut once);
+        let first = attaches_to(batch, eth0) && std::mem::take(&mut once);
         first.then(|| DeviceGone { ifindex: eth0 }.into())
     };
     let mut kernel = Refusing { inner: kernel, refuse: gone };
@@ -121,7 +136,7 @@ fn a_filter_whose_link_is_gone_holds_nothing_up() {
     let applied = block(apply(&mut kernel, &plan));
     assert!(applied.failures.len() == 1 && applied.failures[0].vanished, "{:?}", applied.failures);
     let log = &kernel.inner.log;
-    assert!(log.iter().any(|b| matches!(b, Batch::Attach { ifindex, .. } if *ifindex == vxlan1)), "{log:?}");
+    assert!(log.iter().any(|b| attaches_to(b, vxlan1)), "{log:?}");
     assert!(log.iter().any(writes_entries));
     assert_eq!(goal.mappings.len(), 2);
 }
@@ -155,7 +170,7 @@ fn a_link_that_vanished_is_settled_in_the_same_pass() {
     for errno in [None, Some(libc::EBUSY)] {
         let mut left = 2;
         let fails = |batch: &Batch| {
-            if !matches!(batch, Batch::Attach { .. }) || left == 0 {
+            if !matches!(batch, Batch::Attach(_)) || left == 0 {
                 return None;
             }
             left -= 1;

@@ -10,7 +10,7 @@ use memory::topology::{Choice, desired, in_force};
 use std::fs;
 use tunnel_mesh::bpf::Dataplane;
 use tunnel_mesh::model::*;
-use tunnel_mesh::reconcile::kernel::{Batch, Kernel};
+use tunnel_mesh::reconcile::kernel::{Batch, Hook, Kernel};
 use tunnel_mesh::reconcile::live::LiveKernel;
 use tunnel_mesh::reconcile::{Reconciler, Report};
 
@@ -93,7 +93,8 @@ fn kernel_a_filter_that_was_left_behind_is_found_without_an_entry() {
         assert!(first.pass(&goal, None).await.unwrap().converged());
         let ifindex = first.kernel().observe(false).await.unwrap().link("eth7").unwrap().ifindex;
         let (program, direction, kind) = (Program::HandleEgress, Direction::Egress, HookKind::Clsact);
-        first.kernel().execute(&Batch::Attach { program, ifindex, direction, kind }).await.unwrap();
+        let hook = Hook { program, ifindex, direction, kind, replace: false };
+        first.kernel().execute(&Batch::Attach(vec![hook])).await.unwrap();
         drop(first);
 
         let mut second = Reconciler::new(place.kernel_on(None).await);
@@ -145,7 +146,7 @@ impl Kernel for Vanishing<'_> {
 
     async fn execute(&mut self, batch: &Batch) -> anyhow::Result<tunnel_mesh::reconcile::kernel::Outcome> {
         let late = self.names.first() == Some(&"attach");
-        let now = if late { matches!(batch, Batch::Attach { .. }) } else { matches!(batch, Batch::SetDevs(_)) };
+        let now = if late { matches!(batch, Batch::Attach(_)) } else { matches!(batch, Batch::SetDevs(_)) };
         if now && let Some(name) = std::mem::take(&mut self.names).last() {
             self.place.remove_link(name);
         }

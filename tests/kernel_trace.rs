@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tunnel_mesh::bpf::{MapFull, NoMaps};
 use tunnel_mesh::model::*;
 use tunnel_mesh::reconcile::is_gone;
-use tunnel_mesh::reconcile::kernel::{Batch, Kernel};
+use tunnel_mesh::reconcile::kernel::{Batch, Hook, Kernel};
 use tunnel_mesh::reconcile::live::LiveKernel;
 
 /// Batches of one run.
@@ -149,7 +149,8 @@ impl<'a> Both<'a> {
             77..=80 => Batch::DeleteIfs(self.many(3, Self::any_link)),
             81..=92 => {
                 let (program, ifindex) = (self.program(), self.any_link());
-                Batch::Attach { program, ifindex, direction: self.direction(), kind: self.hook() }
+                let (direction, kind) = (self.direction(), self.hook());
+                Batch::Attach(vec![Hook { program, ifindex, direction, kind, replace: false }])
             }
             _ => Batch::Detach { ifindex: self.any_link(), direction: self.direction(), kind: self.hook() },
         }
@@ -227,7 +228,8 @@ impl<'a> Both<'a> {
             Batch::SetConf(list) => list.iter_mut().for_each(|(_, c)| c.ifindex = self.there(c.ifindex)),
             Batch::SetDevs(list) => list.iter_mut().for_each(|(_, i)| *i = self.there(*i)),
             Batch::SetIfs(list) => list.iter_mut().for_each(|(i, _)| *i = self.there(*i)),
-            Batch::Attach { ifindex, .. } | Batch::Detach { ifindex, .. } => *ifindex = self.there(*ifindex),
+            Batch::Attach(hooks) => hooks.iter_mut().for_each(|h| h.ifindex = self.there(h.ifindex)),
+            Batch::Detach { ifindex, .. } => *ifindex = self.there(*ifindex),
             _ => {}
         }
         batch

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tunnel_mesh::model::*;
 use tunnel_mesh::plan::{Input, Plan, Step, plan};
-use tunnel_mesh::reconcile::kernel::{Batch, Kernel};
+use tunnel_mesh::reconcile::kernel::{Batch, Hook, Kernel};
 use tunnel_mesh::reconcile::{Reconciler, apply::apply};
 
 fn plan_of(kernel: &MemoryKernel, desired: &Desired, before: Option<&Desired>) -> Plan {
@@ -83,8 +83,8 @@ fn batch_of(step: &Step, end: &MemoryKernel) -> Batch {
         Step::DeleteTunkey { key, .. } => Batch::DeleteTunkeys(vec![key]),
         Step::SetIf { link, value, .. } => Batch::SetIfs(vec![(index(&link), value)]),
         Step::DeleteIf { link, .. } => Batch::DeleteIfs(vec![index(&link)]),
-        Step::Attach { program, link, direction, kind, .. } => {
-            Batch::Attach { program, ifindex: index(&link), direction, kind }
+        Step::Attach { program, link, direction, kind, replace } => {
+            Batch::Attach(vec![Hook { program, ifindex: index(&link), direction, kind, replace }])
         }
         Step::Detach { link, direction, kind } => Batch::Detach { ifindex: index(&link), direction, kind },
     }
@@ -117,7 +117,12 @@ fn check_minimal(before: &Observed, log: &[Batch]) -> Result<(), TestCaseError> 
         prop_assert!(written.insert(what) || made, "{single:?} is written twice");
     }
     let mut kinds = BTreeSet::new();
-    for batch in log.iter().filter(|b| !matches!(b, Batch::SetDevs(_) | Batch::ClearDevs(_))) {
+    // What is replaced before the maps are written can't wait for what is attached after.
+    let entries = |b: &Batch| matches!(b, Batch::SetTunkeys(_) | Batch::SetIfs(_) | Batch::SetConf(_));
+    let written = log.iter().rposition(entries).unwrap_or(0);
+    let early = |n: usize, b: &Batch| matches!(b, Batch::Attach(_)) && n < written;
+    let log = log.iter().enumerate().filter(|(n, b)| !early(*n, b)).map(|(_, b)| b);
+    for batch in log.filter(|b| !matches!(b, Batch::SetDevs(_) | Batch::ClearDevs(_))) {
         let single = std::slice::from_ref(batch) == singles(batch);
         let name = format!("{batch:?}").split('(').next().unwrap_or_default().to_owned();
         let first = single && !name.starts_with(['S', 'R', 'D']) || kinds.insert(name);

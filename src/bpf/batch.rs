@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use std::io;
 
 /// Most entries of one call.
-const CHUNK: usize = 4096;
+pub(super) const CHUNK: usize = 4096;
 /// Most bytes of keys and values of one call.
 const CHUNK_BYTES: usize = 4 << 20;
 

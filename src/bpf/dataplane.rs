@@ -9,11 +9,18 @@ use super::maps::{self, Maps};
 use super::object::{self, Loaded};
 use super::pins::{self, Pins, UNFINISHED, list, remove_dir, unpin};
 use super::{LayoutMismatch, NoMaps, sys};
-use crate::model::{Counters, FIRST_MAPPING_SLOT, LoadedProgram, MapState, Program, TunKey, UnknownKey};
+use crate::model::{
+    Counters, Direction, FIRST_MAPPING_SLOT, IfEntry, LoadedProgram, MapState, Program, SlotRef, TunKey, UnknownKey,
+};
 use anyhow::{Context, Result, bail};
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Mutex;
+
+/// Entries of `tunkey2if` and of `if2tunkey`.
+type Hashes = (Vec<(TunKey, SlotRef)>, Vec<(u32, IfEntry)>);
 
 /// Slots of `devs` that are always read, which takes a millisecond.
 pub const SLOTS_READ: u32 = 4096;
@@ -29,6 +36,8 @@ pub struct Dataplane {
     pub(super) outdated: Option<String>,
     /// A growth was interrupted after it had begun to switch programs: see [`Dataplane::recover`].
     pub(super) half_grown: bool,
+    /// Ids of the pinned attachments that were found live, by hook. An id is never given twice.
+    pub(super) known_links: Mutex<HashMap<(u32, Direction), u32>>,
 }
 
 impl Dataplane {
@@ -42,7 +51,7 @@ impl Dataplane {
     pub fn open(pin_dir: &Path) -> Result<Self> {
         let pins = Pins::new(pin_dir);
         let half_grown = pins.commit_mark().exists();
-        let mut dataplane = Self { pins, maps: None, outdated: None, half_grown };
+        let mut dataplane = Self { pins, maps: None, outdated: None, half_grown, known_links: Mutex::default() };
         dataplane.open_maps()?;
         Ok(dataplane)
     }
@@ -128,33 +137,21 @@ impl Dataplane {
     /// Of `devs`, which must be read slot by slot, the first [`SLOTS_READ`] slots are read, and those up to the highest
     /// that an entry names: one beyond them is not in use whatever it holds.
     pub fn observe(&self) -> Result<Option<MapState>> {
+        self.observe_beside(None)
+    }
+
+    /// As [`Self::observe`], with `devs`, which takes a call for each slot, as it was read before.
+    pub fn observe_beside(&self, devs: Option<Vec<(u32, u32)>>) -> Result<Option<MapState>> {
         let Some(maps) = &self.maps else { return Ok(None) };
         let conf = maps.conf.read_all::<u32, RawConf>()?;
-        let mut tunkey2if: Vec<_> = maps
-            .tunkey2if
-            .read_all::<RawTunKey, RawSlotRef>()?
-            .iter()
-            .map(|(key, value)| (TunKey::from(key), value.decode(key)))
-            .collect();
-        let mut if2tunkey: Vec<_> = maps
-            .if2tunkey
-            .read_all::<u32, RawIfEntry>()?
-            .iter()
-            .map(|(ifindex, value)| (*ifindex, value.decode(*ifindex)))
-            .collect();
-        tunkey2if.sort_unstable_by_key(|(key, _)| *key);
-        if2tunkey.sort_unstable_by_key(|(ifindex, _)| *ifindex);
-
+        let (tunkey2if, if2tunkey) = self.read_hashes()?;
         let capacity = maps.capacity();
         let named = tunkey2if.iter().map(|(_, v)| v.slot).chain(if2tunkey.iter().map(|(_, v)| v.slot));
         let end = named.filter(|slot| *slot < capacity).max().map_or(FIRST_MAPPING_SLOT, |s| s + 1);
-        let mut devs = Vec::new();
-        for slot in 0..end.max(SLOTS_READ).min(capacity) {
-            match maps.devs.get::<u32, RawDev>(slot)? {
-                Some(dev) if dev.ifindex != 0 => devs.push((slot, dev.ifindex)),
-                _ => {}
-            }
-        }
+        let devs = match devs {
+            Some(devs) => devs,
+            None => read_devs(maps, end.max(SLOTS_READ).min(capacity))?,
+        };
         Ok(Some(MapState {
             capacity,
             conf: conf.iter().filter_map(|(index, raw)| Some((*index, raw.decode()?))).collect(),
@@ -162,6 +159,25 @@ impl Dataplane {
             if2tunkey,
             devs,
         }))
+    }
+
+    /// The contents of both hashes, sorted.
+    #[doc(hidden)]
+    pub fn read_hashes(&self) -> Result<Hashes> {
+        let maps = self.maps()?;
+        let mut tunkey2if = Vec::new();
+        maps.tunkey2if.visit(|key, value| {
+            let key = RawTunKey::from_bytes(key);
+            tunkey2if.push((TunKey::from(&key), RawSlotRef::from_bytes(value).decode(&key)));
+        })?;
+        let mut if2tunkey = Vec::new();
+        maps.if2tunkey.visit(|key, value| {
+            let ifindex = u32::from_bytes(key);
+            if2tunkey.push((ifindex, RawIfEntry::from_bytes(value).decode(ifindex)));
+        })?;
+        tunkey2if.sort_unstable_by_key(|(key, _)| *key);
+        if2tunkey.sort_unstable_by_key(|(ifindex, _)| *ifindex);
+        Ok((tunkey2if, if2tunkey))
     }
 
     /// Counters by slot, summed over CPUs; slots that counted nothing are left out.
@@ -288,6 +304,20 @@ impl Dataplane {
         let all: Vec<_> = failures.iter().map(|failure| format!("{failure:#}")).collect();
         bail!("remove the pins in {}: {}", self.pins.dir.display(), all.join("; "))
     }
+}
+
+/// The slots below `end` that hold a device.
+fn read_devs(maps: &Maps, end: u32) -> Result<Vec<(u32, u32)>> {
+    let mut devs = Vec::new();
+    let mut value = [0; size_of::<RawDev>()];
+    for slot in 0..end {
+        let found = maps.devs.fd.lookup(&slot.to_ne_bytes(), &mut value).context("look devs up")?;
+        let ifindex = RawDev::from_bytes(&value).ifindex;
+        if found && ifindex != 0 {
+            devs.push((slot, ifindex));
+        }
+    }
+    Ok(devs)
 }
 
 /// Names of ours in a directory: those whose first word (behind the prefix of unfinished pins) is one of ours.

@@ -5,6 +5,7 @@
 //!
 //! - `abi`: layouts shared with the programs, translated from and to the model.
 //! - `sys`: raw system calls. `calls`: how many those were. `batch`: many entries a call. `maps`: the set of maps, checked.
+//! - `bare`: the calls without the engine, for the benchmark.
 //! - `object`: the embedded eBPF object. `pins`: where things are pinned.
 //! - `dataplane`: opening, observing, programs, taking everything down. `write`: writing maps. `grow`: larger maps
 //!   under traffic. `tcx`: attachments.
@@ -12,6 +13,8 @@
 //! No other file than `abi` and `sys` has `unsafe` code.
 
 mod abi;
+#[doc(hidden)]
+pub mod bare;
 mod batch;
 mod calls;
 mod dataplane;
@@ -26,7 +29,7 @@ mod write;
 pub use calls::{Calls, calls};
 pub use dataplane::{Dataplane, SLOTS_READ};
 pub use grow::Growth;
-pub use tcx::probe_tcx;
+pub use tcx::{Attacher, probe_tcx};
 pub use write::grace_period;
 
 use anyhow::Context;
@@ -82,6 +85,11 @@ pub struct NoMaps {
 /// What the kernel said.
 pub fn netns_cookie() -> anyhow::Result<u64> {
     sys::netns_cookie().context("ask for the cookie of the network namespace")
+}
+
+/// Gives memory back to the kernel that was needed for a moment. Here because it is a raw call.
+pub fn trim_heap() {
+    sys::trim_heap();
 }
 
 /// Whether an error is at bottom a missing privilege (CAP_BPF, CAP_NET_ADMIN, or access to the pin directory).

@@ -6,7 +6,7 @@
 
 use super::dataplane::Dataplane;
 use super::object::Loaded;
-use super::pins::{rename, unpin};
+use super::pins::{Pins, rename, unpin};
 use super::sys::{self, LINK_TYPE_TCX, LinkInfo, TCX_EGRESS, TCX_INGRESS};
 use super::{DeviceGone, pins};
 use crate::model::{Attachment, Direction, HookKind, Program};
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// Loopback, which every namespace has.
@@ -62,10 +63,30 @@ impl Dataplane {
     /// Our TCX attachments by their pins, defunct ones too (`program` is `None`), with their place in the chain.
     pub fn tcx_attachments(&self) -> Result<Vec<Attachment>> {
         let mut attachments = Vec::new();
+        let mut known = self.known_links.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut *known);
         for (ifindex, direction) in self.pins.list_links()? {
+            // A pin whose link's id is known from before needs no opening: the chain of its hook tells everything.
+            if let Some(link) = before.get(&(ifindex, direction))
+                && let chain = chain(ifindex, direction)?
+                && let Some(position) = chain.iter().position(|(_, id)| id == link)
+            {
+                known.insert((ifindex, direction), *link);
+                attachments.push(Attachment {
+                    kind: HookKind::Tcx,
+                    ifindex,
+                    direction,
+                    program: chain.get(position).map(|(program, _)| *program),
+                    position: position as u32,
+                });
+                continue;
+            }
             let Some(pinned) = Pinned::open(&self.pins.link(ifindex, direction), ifindex, direction)? else {
                 continue;
             };
+            if pinned.position.is_some() {
+                known.insert((ifindex, direction), pinned.info.id);
+            }
             attachments.push(Attachment {
                 kind: HookKind::Tcx,
                 ifindex,
@@ -85,7 +106,35 @@ impl Dataplane {
     /// # Errors
     /// [`DeviceGone`] where the interface doesn't exist in this thread's network namespace.
     pub fn tcx_attach(&mut self, program: Program, ifindex: u32, direction: Direction) -> Result<()> {
-        let fd = self.program_fd(program)?;
+        self.attacher().attach(program, ifindex, direction)
+    }
+
+    /// What attaches from another thread than this data plane's: a first attach waits for an RCU grace period.
+    pub fn attacher(&self) -> Attacher {
+        Attacher { pins: self.pins.clone() }
+    }
+
+    /// Detaches what we attached to a hook. Nothing there is fine.
+    pub fn tcx_detach(&mut self, ifindex: u32, direction: Direction) -> Result<()> {
+        discard(&self.pins.link(ifindex, direction))
+            .with_context(|| format!("detach from {}", hook(ifindex, direction)))
+    }
+}
+
+/// Attaches the pinned programs of one pin directory. The caller sees to it that nobody else writes there.
+#[derive(Debug)]
+pub struct Attacher {
+    pins: Pins,
+}
+
+impl Attacher {
+    /// As [`Dataplane::tcx_attach`].
+    ///
+    /// # Errors
+    /// As [`Dataplane::tcx_attach`].
+    pub fn attach(&self, program: Program, ifindex: u32, direction: Direction) -> Result<()> {
+        let path = self.pins.program(program);
+        let fd = sys::open_pin(&path).with_context(|| format!("open the pinned program {}", path.display()))?;
         let id = sys::program_info(fd.as_fd()).with_context(|| format!("ask about {}", program.name()))?.id;
         let path = self.pins.link(ifindex, direction);
         let attach = || -> Result<()> {
@@ -109,12 +158,6 @@ impl Dataplane {
             }
         };
         attach().with_context(|| format!("attach {} to {}", program.name(), hook(ifindex, direction)))
-    }
-
-    /// Detaches what we attached to a hook. Nothing there is fine.
-    pub fn tcx_detach(&mut self, ifindex: u32, direction: Direction) -> Result<()> {
-        discard(&self.pins.link(ifindex, direction))
-            .with_context(|| format!("detach from {}", hook(ifindex, direction)))
     }
 
     fn attach_anew(&self, program: BorrowedFd<'_>, path: &Path, ifindex: u32, direction: Direction) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use super::DeviceGone;
 use super::abi::{Plain, RawConf, RawDev, RawIfEntry, RawSlotRef, RawTunKey};
-use super::batch::RawMap;
+use super::batch::{CHUNK, RawMap};
 use super::dataplane::Dataplane;
 use crate::model::{Conf, IfEntry, SlotRef, TunKey};
 use anyhow::{Context, Result};
@@ -59,12 +59,17 @@ impl Dataplane {
     /// # Errors
     /// [`super::MapFull`]; the entries before were written.
     pub fn write_tunkey2if(&self, entries: &[(TunKey, SlotRef)]) -> Result<u32> {
-        let encoded = entries.iter().map(|(key, value)| {
-            let key = RawTunKey::from(key);
-            (key, RawSlotRef::encode(&key, value))
-        });
-        let (keys, values): (Vec<_>, Vec<_>) = encoded.unzip();
-        self.writable_maps()?.tunkey2if.update_all(&keys, &values)
+        let map = &self.writable_maps()?.tunkey2if;
+        let (mut keys, mut values, mut calls) = (Vec::new(), Vec::new(), 0);
+        // As many at a time as one call takes, so that what is encoded is still in the cache when the kernel reads it.
+        for chunk in entries.chunks(CHUNK) {
+            keys.clear();
+            keys.extend(chunk.iter().map(|(key, _)| RawTunKey::from(key)));
+            values.clear();
+            values.extend(chunk.iter().zip(&keys).map(|((_, value), key)| RawSlotRef::encode(key, value)));
+            calls += map.update_all(&keys, &values)?;
+        }
+        Ok(calls)
     }
 
     /// Deletes entries of `tunkey2if`; those that are absent are skipped.
@@ -78,9 +83,16 @@ impl Dataplane {
     /// # Errors
     /// [`super::MapFull`]; the entries before were written.
     pub fn write_if2tunkey(&self, entries: &[(u32, IfEntry)]) -> Result<u32> {
-        let encoded = entries.iter().map(|(ifindex, entry)| (*ifindex, RawIfEntry::encode(*ifindex, entry)));
-        let (keys, values): (Vec<_>, Vec<_>) = encoded.unzip();
-        self.writable_maps()?.if2tunkey.update_all(&keys, &values)
+        let map = &self.writable_maps()?.if2tunkey;
+        let (mut keys, mut values, mut calls) = (Vec::new(), Vec::new(), 0);
+        for chunk in entries.chunks(CHUNK) {
+            keys.clear();
+            keys.extend(chunk.iter().map(|(ifindex, _)| *ifindex));
+            values.clear();
+            values.extend(chunk.iter().map(|(ifindex, entry)| RawIfEntry::encode(*ifindex, entry)));
+            calls += map.update_all(&keys, &values)?;
+        }
+        Ok(calls)
     }
 
     /// Deletes entries of `if2tunkey`; those that are absent are skipped.

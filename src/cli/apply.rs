@@ -1,7 +1,7 @@
 //! `apply`: one pass, by the daemon where one runs.
 
 use super::show::{plan_text, summary};
-use super::{Exit, Format, Global, exit::Told, paint::Paint, print, print_json, refused};
+use super::{Attaching, Exit, Format, Global, exit::Told, paint::Paint, print, print_json, refused};
 use crate::files::accepted::Accepted;
 use crate::reconcile::baseline::baseline;
 use crate::reconcile::control::{Answer, Request, ask};
@@ -19,6 +19,8 @@ pub(super) struct ApplyArgs {
     /// Carry out deletions that the guard would hold
     #[arg(long)]
     allow_deletes: bool,
+    #[command(flatten)]
+    attaching: Attaching,
     /// Form of the output
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
@@ -63,6 +65,8 @@ impl ApplyArgs {
         global.accept(loader.load())?;
         let _lock = Lock::take(&paths.pins)?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        let expedite = self.attaching.expedite(&paths);
+        kernel.expedite(expedite);
         kernel.recover().await?;
         let accepted = baseline(&mut kernel, &paths.state).await?;
         accepted.iter().for_each(|a| loader.remember(&a.desired));

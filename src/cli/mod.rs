@@ -14,6 +14,7 @@ mod status;
 mod validate;
 
 use crate::model::{Desired, HookKind};
+use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
 use crate::reconcile::loader::{Loader, Rejected};
 use anyhow::{Context, Result};
@@ -151,6 +152,20 @@ enum Command {
     Status(status::StatusArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
+}
+
+/// What `run` and `apply` may do to the machine while they attach.
+#[derive(Debug, Clone, Copy, Args)]
+struct Attaching {
+    /// Set /sys/kernel/rcu_expedited while many programs are attached for the first time; restored afterwards
+    #[arg(long, env = "TUNNEL_MESH_RCU_EXPEDITED", hide_env_values = true)]
+    rcu_expedited: bool,
+}
+
+impl Attaching {
+    fn expedite(self, paths: &Paths) -> Expedite {
+        Expedite::new(&paths.state, self.rcu_expedited)
+    }
 }
 
 impl Global {

@@ -3,17 +3,23 @@
 use crate::model::Intent;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
+use std::io::BufWriter;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FORMAT_VERSION: u32 = 1;
 
 /// The accepted state's file.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 pub struct Accepted {
     format_version: u32,
     intent: Intent,
+}
+
+#[derive(Serialize)]
+struct Stored<'a> {
+    format_version: u32,
+    intent: &'a Intent,
 }
 
 fn path(directory: &Path) -> PathBuf {
@@ -56,16 +62,16 @@ impl Accepted {
         let path = path(directory);
         let temporary = path.with_extension("new");
         let what = || format!("write the accepted state {}", path.display());
-        let text =
-            serde_json::to_vec(&Self { format_version: FORMAT_VERSION, intent: intent.clone() }).with_context(what)?;
-        let mut file = std::fs::OpenOptions::new()
+        let file = std::fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(&temporary)
             .with_context(what)?;
-        file.write_all(&text).with_context(what)?;
+        let mut writer = BufWriter::with_capacity(1 << 16, file);
+        serde_json::to_writer(&mut writer, &Stored { format_version: FORMAT_VERSION, intent }).with_context(what)?;
+        let file = writer.into_inner().with_context(what)?;
         file.sync_all().with_context(what)?;
         crate::fault_point::reach();
         std::fs::rename(&temporary, &path).with_context(what)

@@ -4,6 +4,7 @@
 //! loses events when its queue is full. So an event only wakes the caller, which looks for itself; a rescan every second
 //! finds the rest.
 
+use futures::FutureExt;
 use notify::event::{EventKind, MetadataKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeSet;
@@ -16,6 +17,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// Quiet time after the last event.
 const QUIET: Duration = Duration::from_millis(20);
+/// How exactly tokio waits.
+const TICK: Duration = Duration::from_millis(2);
 /// Longest wait while events go on.
 const LONGEST: Duration = Duration::from_millis(200);
 /// Longest wait for a `.git/index.lock` to go, which an aborted git leaves for good.
@@ -80,7 +83,12 @@ impl Watch {
             if until <= now {
                 break;
             }
-            if timeout_at(until, self.woken.notified()).await.is_ok() {
+            let woken = timeout_at(until - TICK, self.woken.notified()).await.is_ok();
+            if !woken {
+                // tokio counts in whole milliseconds and rounds up: the rest is slept exactly.
+                std::thread::sleep(until.saturating_duration_since(Instant::now()).min(TICK));
+            }
+            if woken || self.woken.notified().now_or_never().is_some() {
                 self.gathering = Some((first, Instant::now()));
             }
         }

@@ -1,5 +1,6 @@
 //! Collects operations by phase and changes by address, then lays the phases end to end.
 
+use super::live::{ByKey, Links, Live};
 use super::*;
 use std::collections::BTreeMap;
 
@@ -37,44 +38,25 @@ pub(super) struct PlannedTunnel {
 #[derive(Debug, Clone)]
 pub(super) struct PlannedMapping<'a> {
     pub(super) mapping: &'a Mapping,
-    pub(super) link: LinkRef,
+    /// Index of its interface; `None` while the plan has yet to make it.
+    pub(super) ifindex: Option<u32>,
     pub(super) slot: u32,
     pub(super) fresh: bool,
 }
 
-/// The live maps by key; empty where there are none.
-#[derive(Debug, Default)]
-pub(super) struct Live {
-    pub(super) present: bool,
-    pub(super) capacity: u32,
-    pub(super) conf: BTreeMap<u32, Conf>,
-    pub(super) keys: BTreeMap<TunKey, SlotRef>,
-    pub(super) ifs: BTreeMap<u32, IfEntry>,
-    pub(super) devs: BTreeMap<u32, u32>,
-}
-
-impl Live {
-    fn of(observed: &Observed) -> Self {
-        let Some(maps) = &observed.maps else { return Self::default() };
-        Self {
-            present: true,
-            capacity: maps.capacity,
-            conf: maps.conf.clone(),
-            keys: maps.tunkey2if.iter().copied().collect(),
-            ifs: maps.if2tunkey.iter().copied().collect(),
-            devs: maps.devs.iter().copied().collect(),
-        }
-    }
-
-    /// Name of the tunnel with that index.
-    pub(super) fn tunnel_name(&self, index: u32) -> String {
-        self.conf.get(&index).map_or_else(|| format!("tunnel index {index}"), |c| c.name.clone())
+impl PlannedMapping<'_> {
+    /// The interface.
+    pub(super) fn link(&self) -> LinkRef {
+        LinkRef { name: self.mapping.interface.clone(), ifindex: self.ifindex }
     }
 }
 
 pub(super) struct Builder<'a> {
     pub(super) input: Input<'a>,
-    pub(super) live: Live,
+    pub(super) live: Live<'a>,
+    pub(super) links: Links<'a>,
+    /// Desired and accepted mappings by key.
+    pub(super) keyed: [ByKey<'a>; 2],
     pub(super) tunnels: BTreeMap<&'a str, PlannedTunnel>,
     pub(super) mappings: Vec<PlannedMapping<'a>>,
     /// Links that go, each with the address of its change.
@@ -91,6 +73,8 @@ impl<'a> Builder<'a> {
         Self {
             input,
             live: Live::of(input.observed),
+            links: Links::of(input.observed),
+            keyed: Default::default(),
             tunnels: BTreeMap::new(),
             mappings: Vec::new(),
             deleted_links: BTreeMap::new(),

@@ -73,7 +73,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
     // An index stays with its tunnel; a new one is taken only if no live entry refers to it.
     let mut index_of: BTreeMap<&str, u32> = BTreeMap::new();
     for name in desired.tunnels.keys() {
-        let device = observed.link(name).map(|l| l.ifindex);
+        let device = b.links.named(name).map(|l| l.ifindex);
         if let Some(index) = observed.maps.as_ref().and_then(|m| m.tunnel_index(name, device)) {
             index_of.insert(name, index);
         }
@@ -81,7 +81,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
     let mut used: BTreeSet<u32> = b.live.conf.keys().copied().collect();
     used.extend(b.live.keys.keys().map(|k| k.tunnel));
     used.extend(b.live.ifs.values().map(|e| e.key.tunnel));
-    used.extend(b.live.devs.keys().filter(|s| **s < TUNNEL_INDEXES));
+    used.extend(b.live.devs.keys().filter(|s| *s < TUNNEL_INDEXES));
 
     for (name, tunnel) in &desired.tunnels {
         let index = index_of.get(name.as_str()).copied().or_else(|| (1..TUNNEL_INDEXES).find(|i| !used.contains(i)));
@@ -92,7 +92,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
         used.insert(index);
         let mtu = tunnel_mtu(observed, tunnel);
         let known = b.input.accepted.is_some_and(|a| a.tunnels.contains_key(name));
-        let link = match (observed.link(name), tunnel.create) {
+        let link = match (b.links.named(name), tunnel.create) {
             (Some(link), _) => match mismatch(tunnel, link).or_else(|| deaf(tunnel, link).filter(|_| is_ours(b, link)))
             {
                 None => {
@@ -215,7 +215,7 @@ pub(super) fn bridges_and_ports(b: &mut Builder<'_>) {
             None => existing_interface(b, mapping),
         };
         if let Some(link) = link {
-            b.mappings.push(PlannedMapping { mapping, link, slot: 0, fresh: false });
+            b.mappings.push(PlannedMapping { mapping, ifindex: link.ifindex, slot: 0, fresh: false });
         }
     }
 }
@@ -225,7 +225,7 @@ fn pending(b: &mut Builder<'_>, mapping: &Mapping, why: String) {
 }
 
 fn existing_interface(b: &mut Builder<'_>, mapping: &Mapping) -> Option<LinkRef> {
-    let Some(link) = b.input.observed.link(&mapping.interface) else {
+    let Some(link) = b.links.named(&mapping.interface) else {
         pending(b, mapping, format!("interface {} doesn't exist", mapping.interface));
         return None;
     };
@@ -264,7 +264,7 @@ fn planned_bridge(b: &mut Builder<'_>, bridge: &Bridge) -> Option<LinkRef> {
     let name = &bridge.name;
     let mtu = bridge_mtu(b, bridge);
     let known = b.input.accepted.is_some_and(|a| a.bridges.contains_key(name));
-    match b.input.observed.link(name) {
+    match b.links.named(name) {
         None => {
             let reason = b.device_reason(known);
             b.device_change(Object::Bridge, name, ChangeAction::Create, reason, format!("make the bridge, MTU {mtu}"));
@@ -313,7 +313,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     let alias = b.input.observed.instance.port_alias(&mapping.tenant, &port.node);
     let altname = format!("{}/{}", mapping.tenant, port.node);
     let mtu = b.tunnels.get(mapping.key.tunnel.as_str()).map_or(USUAL_MTU, |t| t.mtu);
-    let Some(link) = b.input.observed.link(&mapping.interface) else {
+    let Some(link) = b.links.named(&mapping.interface) else {
         let kind = b.input.observed.features.port_kind;
         let name = mapping.interface.clone();
         let link = NewLink::Port { name: name.clone(), kind, altname, alias, mtu };

@@ -1,54 +1,74 @@
 //! Attachments: which program belongs on which hook, against what is attached.
 
 use super::builder::{Builder, Phase};
+use super::live::Hooks;
 use super::*;
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-pub(super) fn attachments(b: &mut Builder<'_>) {
-    let kind = b.input.observed.features.hook_kind;
-    let loaded: BTreeMap<Program, &LoadedProgram> = b.input.observed.programs.iter().map(|p| (p.program, p)).collect();
+/// A program that belongs on a hook.
+struct Wanted<'a> {
+    program: Program,
+    interface: &'a str,
+    /// `None` while the plan has yet to make the interface.
+    ifindex: Option<u32>,
+    direction: Direction,
+    owner: Owner<'a>,
+    /// What is attached there.
+    found: Option<&'a Attachment>,
+}
 
-    // What belongs where, each with the change it would belong to.
-    let mut wanted: Vec<(Program, LinkRef, Direction, Object, String)> = Vec::new();
-    for (name, tunnel) in &b.tunnels {
-        if let Some(link) = &tunnel.link {
-            let program = Program::HandleIngress { tunnel: tunnel.index };
-            wanted.push((program, link.clone(), Direction::Ingress, Object::Tunnel, (*name).to_owned()));
+/// Whose hook it is.
+#[derive(Clone, Copy)]
+enum Owner<'a> {
+    Tunnel(&'a str),
+    Mapping(&'a Mapping),
+}
+
+impl Owner<'_> {
+    /// Address of the change that an attachment would belong to.
+    fn address(self) -> String {
+        match self {
+            Self::Tunnel(name) => name.to_owned(),
+            Self::Mapping(mapping) => mapping.address(),
         }
     }
-    for planned in &b.mappings {
-        let direction = match planned.mapping.attach {
-            Attach::Port => Direction::Egress,
-            Attach::Endpoint => Direction::Ingress,
-        };
-        wanted.push((
-            Program::HandleEgress,
-            planned.link.clone(),
-            direction,
-            Object::Mapping,
-            planned.mapping.address(),
-        ));
-    }
+}
 
-    wanted.extend(held_fast(b, &wanted));
+/// All that belongs somewhere, by hook; made when it is first needed.
+#[derive(Default)]
+struct ByHook(OnceCell<HashMap<(u32, Direction), usize>>);
+
+impl ByHook {
+    fn find<'w, 'a>(&self, wanted: &'w [Wanted<'a>], ifindex: u32, direction: Direction) -> Option<&'w Wanted<'a>> {
+        let all = || wanted.iter().enumerate().filter_map(|(n, w)| Some(((w.ifindex?, w.direction), n))).collect();
+        self.0.get_or_init(all).get(&(ifindex, direction)).and_then(|n| wanted.get(*n))
+    }
+}
+
+pub(super) fn attachments(b: &mut Builder<'_>) {
+    let observed = b.input.observed;
+    let kind = observed.features.hook_kind;
+    let loaded: BTreeMap<Program, &LoadedProgram> = observed.programs.iter().map(|p| (p.program, p)).collect();
+    let mut hooks = Hooks::of(&observed.attachments);
+    let mut wanted = wanted(b, &mut hooks);
+    wanted.extend(held_fast(b, &mut hooks, &wanted));
+    let by_hook = ByHook::default();
 
     // Runs, but perhaps on other maps than those that are about to be written: of an unknown program nobody knows, and a
     // growth takes along what is attached by TCX only.
     let (present, growing) = (b.live.present, b.growing);
     let left_behind = |a: &Attachment| {
-        let known = loaded.values().any(|l| Some(l.id) == a.program && l.current);
-        present && a.program.is_some() && (!known || (growing && a.kind == HookKind::Clsact))
-    };
-    let wanted_at = |a: &Attachment| wanted.iter().any(|w| w.1.ifindex == Some(a.ifindex) && w.2 == a.direction);
-    let hook_left_behind = |link: &LinkRef, direction: Direction| {
-        let mut here = b.input.observed.attachments.iter();
-        here.any(|a| Some(a.ifindex) == link.ifindex && a.direction == direction && left_behind(a))
+        let known = || loaded.values().any(|l| Some(l.id) == a.program && l.current);
+        present && a.program.is_some() && ((growing && a.kind == HookKind::Clsact) || !known())
     };
 
     // Programs first: one that is missing or comes from another build is loaded, and replaced wherever it runs.
-    let mut programs: BTreeSet<Program> = wanted.iter().map(|w| w.0).collect();
+    let mut programs: BTreeSet<Program> = BTreeSet::new();
+    programs.extend(wanted.iter().map(|w| w.program));
     let needed = programs.clone();
-    if b.input.observed.attachments.iter().any(|a| left_behind(a) && !wanted_at(a)) {
+    let nobodys = |a: &Attachment| by_hook.find(&wanted, a.ifindex, a.direction).is_none();
+    if hooks.unclaimed().any(|a| left_behind(a) && nobodys(a)) {
         programs.insert(Program::HandleEgress);
     }
     // A growth loads every program that is pinned.
@@ -60,87 +80,69 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         b.device_change(Object::DataPlane, DATA_PLANE, action, reason, format!("load {}", describe(*program)));
     }
 
-    let find = |link: &LinkRef, direction: Direction, kind: HookKind| {
-        let ifindex = link.ifindex?;
-        b.input.observed.attachments.iter().find(|a| a.ifindex == ifindex && a.direction == direction && a.kind == kind)
-    };
-    let mut kept: BTreeSet<(u32, Direction)> = BTreeSet::new();
-    let mut steps = Vec::new();
-    for (program, link, direction, object, address) in &wanted {
-        if let Some(ifindex) = link.ifindex {
-            kept.insert((ifindex, *direction));
-        }
-        let found = find(link, *direction, kind);
+    for Wanted { program, interface, ifindex, direction, owner, found } in &wanted {
         let running = found.and_then(|a| a.program);
-        let id = loaded.get(program).filter(|p| p.current).map(|p| p.id);
+        let known = loaded.get(program);
+        let id = known.filter(|p| p.current).map(|p| p.id);
         // While maps grow, TCX attachments move along; clsact ones are put on the new maps before anything is written.
-        let moved =
-            b.growing && kind == HookKind::Tcx && running.is_some() && running == loaded.get(program).map(|p| p.id);
+        let moved = b.growing && kind == HookKind::Tcx && running.is_some() && running == known.map(|p| p.id);
         let fine = moved || (!b.growing && id.is_some() && running == id);
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
         }
-        let phase = if hook_left_behind(link, *direction) { Phase::Programs } else { Phase::Attach };
+        let here = ifindex.into_iter().flat_map(|ifindex| hooks.at(*ifindex));
+        let behind = here.filter(|a| a.direction == *direction).any(left_behind);
+        let phase = if behind { Phase::Programs } else { Phase::Attach };
         let detail = match found {
-            None if link.ifindex.is_none() => None,
-            None => Some(format!("attach {} to {} {direction}", program.name(), link.name)),
+            None if ifindex.is_none() => None,
+            None => Some(format!("attach {} to {interface} {direction}", program.name())),
             Some(a) if a.program.is_none() => {
-                Some(format!("attach {} to {} {direction} afresh", program.name(), link.name))
+                Some(format!("attach {} to {interface} {direction} afresh", program.name()))
             }
             Some(a) if fine && a.position > 0 => Some(format!(
-                "move {} on {} {direction} back to the head of its chain (it was at position {})",
+                "move {} on {interface} {direction} back to the head of its chain (it was at position {})",
                 program.name(),
-                link.name,
                 a.position
             )),
             // A replaced build is one change of the data plane, not one of each mapping.
             Some(_) if programs.contains(program) || b.growing => None,
-            Some(_) => Some(format!("replace the program on {} {direction}", link.name)),
+            Some(_) => Some(format!("replace the program on {interface} {direction}")),
         };
         let replace = found.is_some();
-        let belongs = replace && detail.is_none();
-        steps.push((phase, program, link, *direction, *object, address, replace, detail, belongs));
-    }
-    for (phase, program, link, direction, object, address, replace, detail, belongs) in steps {
-        let change = if belongs { DATA_PLANE } else { address.as_str() };
+        let address = owner.address();
+        let change = if replace && detail.is_none() { DATA_PLANE } else { address.as_str() };
         if let Some(detail) = detail {
-            note(b, object, address, detail);
+            note(b, *owner, &address, detail);
         }
-        let step = Step::Attach { program: *program, link: link.clone(), direction, kind, replace };
+        let link = LinkRef { name: (*interface).to_owned(), ifindex: *ifindex };
+        let step = Step::Attach { program: *program, link, direction: *direction, kind, replace };
         b.operation(phase, change, step);
     }
 
     // What is ours and belongs nowhere any more.
-    for attachment in &b.input.observed.attachments {
-        let wanted_here = kept.contains(&(attachment.ifindex, attachment.direction));
-        let right_kind = attachment.kind == kind;
-        if wanted_here && right_kind {
-            continue;
-        }
-        let link = b.input.observed.link_by_index(attachment.ifindex);
-        if left_behind(attachment) && !wanted_here {
+    for attachment in hooks.unclaimed() {
+        let Attachment { ifindex, direction, kind, .. } = *attachment;
+        let here = by_hook.find(&wanted, ifindex, direction);
+        let link = b.links.indexed(ifindex);
+        if left_behind(attachment) && here.is_none() {
             // Nobody is to be heard there any more, but until it is detached nothing may reach the host's stack:
             // handle_egress drops what has no entry.
-            let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
-            let Attachment { direction, kind, .. } = *attachment;
+            let link = link.map_or_else(|| LinkRef::gone(ifindex), LinkRef::of);
             let step = Step::Attach { program: Program::HandleEgress, link, direction, kind, replace: true };
             b.operation(Phase::Programs, DATA_PLANE, step);
         }
-        if attachment.kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains_key(&attachment.ifindex))
-        {
+        if kind == HookKind::Clsact && (link.is_none() || b.deleted_links.contains_key(&ifindex)) {
             continue; // the filter goes with its link
         }
-        let link = link.map_or_else(|| LinkRef::gone(attachment.ifindex), LinkRef::of);
+        let link = link.map_or_else(|| LinkRef::gone(ifindex), LinkRef::of);
         // Of the same change as its link, if that goes: where the link can't be deleted, the program stays.
-        let doomed = b.deleted_links.get(&attachment.ifindex).cloned();
+        let doomed = b.deleted_links.get(&ifindex).cloned();
         // And where one of the other kind takes over, of the change that attaches that one: no gap if it can't.
-        let direction = attachment.direction;
-        let here = wanted.iter().find(|w| w.1.ifindex == Some(attachment.ifindex) && w.2 == direction);
-        let address = here.map(|w| w.4.clone()).or(doomed).or_else(|| owner_of(b, attachment.ifindex));
+        let address = here.map(|w| w.owner.address()).or(doomed).or_else(|| owner_of(b, ifindex));
         let address = address.unwrap_or_else(|| link.to_string());
-        let replaced = wanted_here && left_behind(attachment);
+        let replaced = here.is_some() && left_behind(attachment);
         let phase = if replaced { Phase::Programs } else { Phase::Detach };
-        b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind: attachment.kind });
+        b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind });
         let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
         note_detach(b, object, &address, format!("detach from {link} {direction}"));
     }
@@ -155,35 +157,70 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     }
 }
 
+/// What belongs where, and what is there.
+fn wanted<'a>(b: &Builder<'a>, hooks: &mut Hooks<'a>) -> Vec<Wanted<'a>> {
+    let kind = b.input.observed.features.hook_kind;
+    let mut wanted = Vec::with_capacity(b.tunnels.len() + b.mappings.len());
+    let mut want = |program, interface, ifindex: Option<u32>, direction, owner| {
+        let found = ifindex.and_then(|ifindex| hooks.claim(ifindex, direction, kind));
+        wanted.push(Wanted { program, interface, ifindex, direction, owner, found });
+    };
+    for (name, tunnel) in &b.tunnels {
+        if let Some(link) = &tunnel.link {
+            let program = Program::HandleIngress { tunnel: tunnel.index };
+            want(program, *name, link.ifindex, Direction::Ingress, Owner::Tunnel(name));
+        }
+    }
+    for planned in &b.mappings {
+        let mapping = planned.mapping;
+        let direction = match mapping.attach {
+            Attach::Port => Direction::Egress,
+            Attach::Endpoint => Direction::Ingress,
+        };
+        want(Program::HandleEgress, &mapping.interface, planned.ifindex, direction, Owner::Mapping(mapping));
+    }
+    wanted
+}
+
 /// Hooks of ours on devices that the files name and that can't be used as they are: the program stays there and drops,
 /// or a tenant's packets would fall to the host's own stack.
-fn held_fast(
-    b: &Builder<'_>,
-    wanted: &[(Program, LinkRef, Direction, Object, String)],
-) -> Vec<(Program, LinkRef, Direction, Object, String)> {
-    let observed = b.input.observed;
-    let mut hooks = Vec::new();
-    for attachment in &observed.attachments {
+fn held_fast<'a>(b: &Builder<'a>, hooks: &mut Hooks<'a>, wanted: &[Wanted<'a>]) -> Vec<Wanted<'a>> {
+    let kind = b.input.observed.features.hook_kind;
+    let unclaimed: Vec<&Attachment> = hooks.unclaimed().collect();
+    if unclaimed.is_empty() {
+        return Vec::new();
+    }
+    let by_hook = ByHook::default();
+    let planned: HashSet<u32> = b.mappings.iter().filter_map(|m| m.ifindex).collect();
+    let mut held: Vec<Wanted<'a>> = Vec::new();
+    let mut known = HashSet::new();
+    for attachment in unclaimed {
         let Attachment { ifindex, direction, .. } = *attachment;
-        let Some(link) = observed.link_by_index(ifindex).filter(|_| !b.deleted_links.contains_key(&ifindex)) else {
+        let Some(link) = b.links.indexed(ifindex).filter(|_| !b.deleted_links.contains_key(&ifindex)) else {
             continue;
         };
         // A clsact filter and a TCX attachment on one hook are one wish.
-        let known = wanted.iter().chain(&hooks).any(|(_, l, d, ..)| l.ifindex == Some(ifindex) && *d == direction);
-        let planned = b.mappings.iter().any(|m| m.link.ifindex == Some(ifindex));
-        if known || planned {
+        if by_hook.find(wanted, ifindex, direction).is_some()
+            || planned.contains(&ifindex)
+            || known.contains(&(ifindex, direction))
+        {
             continue;
         }
-        if let Some((name, tunnel)) = b.tunnels.get_key_value(link.name.as_str()) {
-            if direction == Direction::Ingress && tunnel.link.is_none() {
-                let program = Program::HandleIngress { tunnel: tunnel.index };
-                hooks.push((program, LinkRef::of(link), direction, Object::Tunnel, (*name).to_owned()));
+        let (program, owner) = if let Some((name, tunnel)) = b.tunnels.get_key_value(link.name.as_str()) {
+            if direction != Direction::Ingress || tunnel.link.is_some() {
+                continue;
             }
+            (Program::HandleIngress { tunnel: tunnel.index }, Owner::Tunnel(name))
         } else if let Some(mapping) = b.input.desired.mappings.get(&link.name) {
-            hooks.push((Program::HandleEgress, LinkRef::of(link), direction, Object::Mapping, mapping.address()));
-        }
+            (Program::HandleEgress, Owner::Mapping(mapping))
+        } else {
+            continue;
+        };
+        known.insert((ifindex, direction));
+        let found = hooks.claim(ifindex, direction, kind);
+        held.push(Wanted { program, interface: &link.name, ifindex: Some(ifindex), direction, owner, found });
     }
-    hooks
+    held
 }
 
 fn describe(program: Program) -> String {
@@ -198,17 +235,20 @@ fn owner_of(b: &Builder<'_>, ifindex: u32) -> Option<String> {
     if let Some(conf) = b.live.conf.values().find(|c| c.ifindex == ifindex) {
         return Some(conf.name.clone());
     }
-    b.live.ifs.get(&ifindex).map(|entry| super::mappings::address_of(b, ifindex, entry))
+    b.live.ifs.get(ifindex).map(|entry| super::mappings::address_of(b, ifindex, &entry))
 }
 
-fn note(b: &mut Builder<'_>, object: Object, address: &str, detail: String) {
-    if object == Object::Tunnel {
-        let reason = if b.tunnel_unchanged(address) { Reason::Drift } else { Reason::Added };
-        b.device_change(object, address, ChangeAction::Update, reason, detail);
-        return;
-    }
-    let mapping = b.mappings.iter().find(|m| m.mapping.address() == address).map(|m| m.mapping);
-    let origin = mapping.map(|m| m.origin.clone());
+fn note(b: &mut Builder<'_>, owner: Owner<'_>, address: &str, detail: String) {
+    let mapping = match owner {
+        Owner::Tunnel(_) => {
+            let reason = if b.tunnel_unchanged(address) { Reason::Drift } else { Reason::Added };
+            b.device_change(Object::Tunnel, address, ChangeAction::Update, reason, detail);
+            return;
+        }
+        Owner::Mapping(mapping) => mapping,
+    };
+    let object = Object::Mapping;
+    let origin = Some(mapping.origin.clone());
     let change = b.change(object, address, || Change {
         object,
         address: address.to_owned(),

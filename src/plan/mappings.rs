@@ -1,9 +1,10 @@
 //! Map entries: desired against live, as inserts, in-place updates and deletes.
 
 use super::builder::{Builder, Phase, PlannedMapping};
+use super::live::{ByKey, Slots};
 use super::views::{differences, kind, live_key_view, live_view, name_of, view};
 use super::*;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 /// Smallest capacity that maps are made with.
 const SMALLEST_CAPACITY: u32 = 256;
@@ -25,21 +26,21 @@ fn has_key(b: &Builder<'_>, mapping: &Mapping, key: TunKey) -> bool {
 
 /// The mapping that a live entry stands for, and whether the new state still has it: by the name of its interface, else
 /// by its key, in the new state and in the accepted one.
-fn meant_by<'b>(b: &'b Builder<'_>, ifindex: Option<u32>, key: TunKey) -> Option<(&'b Mapping, bool)> {
-    let name = ifindex.and_then(|i| b.input.observed.link_by_index(i)).map(|l| l.name.as_str());
+fn meant_by<'b>(b: &Builder<'b>, ifindex: Option<u32>, key: TunKey) -> Option<(&'b Mapping, bool)> {
+    let name = ifindex.and_then(|i| b.links.indexed(i)).map(|l| l.name.as_str());
     let named = |desired: &'b Desired| name.and_then(|n| desired.mappings.get(n));
-    let keyed = |desired: &'b Desired| desired.mappings.values().find(|m| has_key(b, m, key));
+    let keyed = |by_key: &ByKey<'b>, desired: &'b Desired| by_key.of(desired, key).find(|m| has_key(b, m, key));
     let accepted = b.input.accepted;
     // Whose interface is another one and as it should be isn't meant: somebody used his key.
     let strays = |m: &Mapping| {
-        let elsewhere = b.input.observed.link(&m.interface).is_some_and(|l| Some(l.ifindex) != ifindex);
+        let elsewhere = b.links.named(&m.interface).is_some_and(|l| Some(l.ifindex) != ifindex);
         ifindex.is_some() && elsewhere && !b.has_change(Object::Mapping, &m.address())
     };
     named(b.input.desired)
         .map(|m| (m, true))
         .or_else(|| accepted.and_then(named).map(|m| (m, false)))
-        .or_else(|| keyed(b.input.desired).filter(|m| !strays(m)).map(|m| (m, true)))
-        .or_else(|| accepted.and_then(keyed).filter(|m| !strays(m)).map(|m| (m, false)))
+        .or_else(|| keyed(&b.keyed[0], b.input.desired).filter(|m| !strays(m)).map(|m| (m, true)))
+        .or_else(|| accepted.and_then(|a| keyed(&b.keyed[1], a).filter(|m| !strays(m))).map(|m| (m, false)))
 }
 
 /// Address of the change that a live entry of `if2tunkey` belongs to.
@@ -56,9 +57,9 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
     // Entries come before those that they replace go: a mapping with another key needs room for both.
     let new_keys = b.mappings.iter().filter(|m| {
         let tunnel = b.tunnels.get(m.mapping.key.tunnel.as_str());
-        tunnel.is_some_and(|t| !b.live.keys.contains_key(&key_of(m.mapping, t.index)))
+        tunnel.is_some_and(|t| b.live.key(&key_of(m.mapping, t.index), m.slot).is_none())
     });
-    let new_ifs = b.mappings.iter().filter(|m| m.link.ifindex.is_none_or(|i| !b.live.ifs.contains_key(&i)));
+    let new_ifs = b.mappings.iter().filter(|m| m.ifindex.is_none_or(|i| b.live.ifs.get(i).is_none()));
     let keys = b.live.keys.len() + new_keys.count();
     let ifs = b.live.ifs.len() + new_ifs.count();
     let peak = slots.max(keys as u32).max(ifs as u32);
@@ -95,7 +96,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
     for (name, planned) in &tunnels {
         let Some(tunnel) = b.input.desired.tunnels.get(*name) else { continue };
         let live = b.live.conf.get(&planned.index).cloned();
-        let dev = b.live.devs.get(&planned.index).copied();
+        let dev = b.live.devs.get(planned.index);
         let ifindex = planned.link.as_ref().map_or(Some(0), |l| l.ifindex);
         let same_conf =
             live.as_ref().is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark);
@@ -175,8 +176,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         b.device_change(Object::Tunnel, &conf.name, ChangeAction::Delete, reason, detail);
         b.operation(Phase::DropTargets, &conf.name, Step::ClearConf { index });
     }
-    let live_devs: Vec<u32> =
-        b.live.devs.keys().copied().filter(|s| *s < TUNNEL_INDEXES && !used.contains(s)).collect();
+    let live_devs: Vec<u32> = b.live.devs.keys().filter(|s| *s < TUNNEL_INDEXES && !used.contains(s)).collect();
     for slot in live_devs {
         let name = b.live.tunnel_name(slot);
         b.operation(Phase::DropTargets, &name, Step::ClearDev { slot });
@@ -186,33 +186,38 @@ pub(super) fn conf(b: &mut Builder<'_>) {
 /// Both hashes and the mappings' entries of `devs`.
 pub(super) fn entries(b: &mut Builder<'_>) {
     let planned = std::mem::take(&mut b.mappings);
-    let mut wanted_keys: BTreeSet<TunKey> = BTreeSet::new();
-    let mut wanted_ifs: BTreeMap<u32, &Mapping> = BTreeMap::new();
-    let mut wanted_slots: BTreeSet<u32> = BTreeSet::new();
+    // Which of the live keys are wanted, by their place.
+    let mut wanted_keys = vec![false; b.live.keys.len()];
+    let mut wanted_ifs = Slots::default();
+    let mut wanted_slots = Slots::default();
     for p in &planned {
         let Some(tunnel) = b.tunnels.get(p.mapping.key.tunnel.as_str()).map(|t| t.index) else { continue };
-        wanted_keys.insert(key_of(p.mapping, tunnel));
         wanted_slots.insert(p.slot);
-        if let Some(ifindex) = p.link.ifindex {
-            wanted_ifs.insert(ifindex, p.mapping);
+        if let Some(ifindex) = p.ifindex {
+            wanted_ifs.insert(ifindex);
         }
-        upsert(b, p, tunnel);
+        if let Some(place) = upsert(b, p, tunnel) {
+            wanted_keys[place] = true;
+        }
     }
-    let stale_ifs: Vec<(u32, IfEntry)> =
-        b.live.ifs.iter().filter(|(i, _)| !wanted_ifs.contains_key(i)).map(|(i, e)| (*i, *e)).collect();
+    let stale_ifs: Vec<(u32, IfEntry)> = b.live.ifs.iter().filter(|(i, _)| !wanted_ifs.contains(*i)).collect();
     for (ifindex, entry) in stale_ifs {
         let address = address_of(b, ifindex, &entry);
         let before = live_view(b, ifindex, &entry);
         note_delete(b, &address, Some(ifindex), entry.key, before);
-        let link = b.input.observed.link_by_index(ifindex).map_or_else(|| LinkRef::gone(ifindex), LinkRef::of);
+        let link = b.links.indexed(ifindex).map_or_else(|| LinkRef::gone(ifindex), LinkRef::of);
         b.operation(Phase::StopSending, &address, Step::DeleteIf { link, slot: entry.slot });
     }
     let stale_keys: Vec<(TunKey, SlotRef)> =
-        b.live.keys.iter().filter(|(k, _)| !wanted_keys.contains(k)).map(|(k, v)| (*k, *v)).collect();
+        b.live.keys.iter().zip(wanted_keys).filter(|(_, wanted)| !wanted).map(|(entry, _)| entry).collect();
+    let holders: HashMap<u32, &Mapping> = match stale_keys.as_slice() {
+        [] => HashMap::new(),
+        _ => planned.iter().filter_map(|p| Some((p.ifindex?, p.mapping))).collect(),
+    };
     for (key, value) in stale_keys {
         // A key that its interface leaves for another one belongs to that interface's change.
-        let holder = b.live.devs.get(&value.slot).copied();
-        let rekeyed = holder.and_then(|i| wanted_ifs.get(&i)).map(|m| m.address());
+        let holder = b.live.devs.get(value.slot);
+        let rekeyed = holder.and_then(|i| holders.get(&i)).map(|m| m.address());
         let address = rekeyed.clone().unwrap_or_else(|| {
             meant_by(b, holder, key).map_or_else(|| live_key_view(b, key, value).interface, |(m, _)| m.address())
         });
@@ -225,10 +230,10 @@ pub(super) fn entries(b: &mut Builder<'_>) {
         b.operation(Phase::StopReceiving, &address, Step::DeleteTunkey { key, slot: value.slot });
     }
     let stale_devs: Vec<u32> =
-        b.live.devs.keys().copied().filter(|s| *s >= FIRST_MAPPING_SLOT && !wanted_slots.contains(s)).collect();
+        b.live.devs.keys().filter(|s| *s >= FIRST_MAPPING_SLOT && !wanted_slots.contains(*s)).collect();
     for slot in stale_devs {
-        let holder = b.live.devs.get(&slot).copied();
-        let entry = holder.and_then(|i| b.live.ifs.get(&i).map(|e| (i, *e)));
+        let holder = b.live.devs.get(slot);
+        let entry = holder.and_then(|i| b.live.ifs.get(i).map(|e| (i, e)));
         let address = entry.map_or_else(|| format!("slot {slot}"), |(i, e)| address_of(b, i, &e));
         if entry.is_none() && !has_change(b, &address) {
             let holder = holder.map_or_else(|| "nothing".to_owned(), |i| name_of(b, i));
@@ -239,9 +244,10 @@ pub(super) fn entries(b: &mut Builder<'_>) {
     b.mappings = planned;
 }
 
-fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) {
+/// Writes what a mapping lacks. Returns the place of its key among the live ones.
+fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) -> Option<usize> {
     let mapping = p.mapping;
-    let Some(tunnel) = b.input.desired.tunnels.get(&mapping.key.tunnel) else { return };
+    let tunnel = b.input.desired.tunnels.get(&mapping.key.tunnel)?;
     let key = key_of(mapping, index);
     let endpoint = mapping.attach == Attach::Endpoint;
     let slot_ref = SlotRef { slot: p.slot, endpoint, valid: true };
@@ -256,23 +262,23 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) {
         checksum: checksum(tunnel, mapping.key.remote.is_ipv6()),
         valid: true,
     };
-    let live_if = p.link.ifindex.and_then(|i| b.live.ifs.get(&i)).copied();
-    let live_key = b.live.keys.get(&key).copied();
-    let dev = b.live.devs.get(&p.slot).copied();
+    let live_if = p.ifindex.and_then(|i| b.live.ifs.get(i));
+    let (place, live_key) = b.live.key(&key, p.slot).unzip();
+    let dev = b.live.devs.get(p.slot);
     let (same_if, same_key) = (live_if == Some(entry), live_key == Some(slot_ref));
-    let same_dev = p.link.ifindex.is_some() && dev == p.link.ifindex;
+    let same_dev = p.ifindex.is_some() && dev == p.ifindex;
     if same_if && same_key && same_dev {
-        return;
+        return place;
     }
     let address = mapping.address();
-    let before = match (p.link.ifindex, &live_if) {
+    let before = match (p.ifindex, &live_if) {
         (Some(ifindex), Some(e)) => Some(live_view(b, ifindex, e)),
         _ => live_key.map(|v| live_key_view(b, key, v)),
     };
     let action = if live_if.is_none() && live_key.is_none() { ChangeAction::Create } else { ChangeAction::Update };
     let reason = reason_for(b, p, live_if.is_some());
-    let details = if reason == Reason::Drift && p.link.ifindex.is_none() {
-        vec![format!("make the port {} again: it is missing", p.link.name)]
+    let details = if reason == Reason::Drift && p.ifindex.is_none() {
+        vec![format!("make the port {} again: it is missing", mapping.interface)]
     } else if reason == Reason::Drift || before == Some(view(mapping)) {
         let mut details = differences(live_if.as_ref(), &entry);
         if !same_key {
@@ -306,15 +312,16 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) {
         b.operation(Phase::Counters, &address, Step::ResetCounters { slot: p.slot });
     }
     if !same_dev {
-        b.operation(Phase::Targets, &address, Step::SetDev { slot: p.slot, link: p.link.clone() });
+        b.operation(Phase::Targets, &address, Step::SetDev { slot: p.slot, link: p.link() });
     }
     if !same_key {
         b.operation(Phase::Receive, &address, Step::SetTunkey { insert: live_key.is_none(), key, value: slot_ref });
     }
     if !same_if {
-        let step = Step::SetIf { insert: live_if.is_none(), link: p.link.clone(), value: entry };
+        let step = Step::SetIf { insert: live_if.is_none(), link: p.link(), value: entry };
         b.operation(Phase::Send, &address, step);
     }
+    place
 }
 
 /// Outer checksum: what the files say, else the kernel's own habit for the family and kind.
@@ -333,11 +340,11 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
         Reason::Changed
     } else if !b.live.present {
         Reason::Added
-    } else if p.mapping.generated.is_some() && p.link.ifindex.is_none() {
+    } else if p.mapping.generated.is_some() && p.ifindex.is_none() {
         Reason::Drift
     } else if b.input.was_pending.contains(&p.mapping.interface) {
         Reason::InterfaceAppeared
-    } else if !live_if && b.live.ifs.iter().any(|(i, e)| Some(*i) != p.link.ifindex && has_key(b, p.mapping, e.key)) {
+    } else if !live_if && b.live.ifs.iter().any(|(i, e)| Some(i) != p.ifindex && has_key(b, p.mapping, e.key)) {
         Reason::InterfaceRecreated
     } else {
         Reason::Drift

@@ -20,6 +20,7 @@
 mod builder;
 mod devices;
 mod hooks;
+mod live;
 mod mappings;
 mod slots;
 mod views;

@@ -15,7 +15,7 @@ pub(super) fn view(mapping: &Mapping) -> MappingView {
 }
 
 pub(super) fn live_view(b: &Builder<'_>, ifindex: u32, entry: &IfEntry) -> MappingView {
-    let link = b.input.observed.link_by_index(ifindex);
+    let link = b.links.indexed(ifindex);
     MappingView {
         interface: link.map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone()),
         tunnel: b.live.tunnel_name(entry.key.tunnel),
@@ -27,8 +27,8 @@ pub(super) fn live_view(b: &Builder<'_>, ifindex: u32, entry: &IfEntry) -> Mappi
 }
 
 pub(super) fn live_key_view(b: &Builder<'_>, key: TunKey, value: SlotRef) -> MappingView {
-    let ifindex = b.live.devs.get(&value.slot);
-    let link = ifindex.and_then(|i| b.input.observed.link_by_index(*i));
+    let ifindex = b.live.devs.get(value.slot);
+    let link = ifindex.and_then(|i| b.links.indexed(i));
     MappingView {
         interface: link.map_or_else(|| format!("slot {}", value.slot), |l| l.name.clone()),
         tunnel: b.live.tunnel_name(key.tunnel),
@@ -40,7 +40,7 @@ pub(super) fn live_key_view(b: &Builder<'_>, key: TunKey, value: SlotRef) -> Map
 }
 
 pub(super) fn name_of(b: &Builder<'_>, ifindex: u32) -> String {
-    b.input.observed.link_by_index(ifindex).map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone())
+    b.links.indexed(ifindex).map_or_else(|| format!("ifindex {ifindex}"), |l| l.name.clone())
 }
 
 pub(super) fn kind(endpoint: bool) -> Attach {

@@ -8,15 +8,17 @@ use super::loader::Loader;
 use crate::files::accepted::Accepted;
 use crate::files::read::{Disk, Files};
 use crate::model::Intent;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 /// What is accepted, and why not more.
 #[derive(Debug)]
 pub struct Acceptance<D = Files> {
     loader: Loader<D>,
     state: PathBuf,
-    intent: Option<Intent>,
+    intent: Option<Arc<Intent>>,
     config_error: Option<String>,
     unsaved: Option<String>,
 }
@@ -27,12 +29,17 @@ impl<D: Disk> Acceptance<D> {
         // A record that can't be read is told until another one is written.
         let unsaved = Accepted::load(&state).err().map(|error| format!("{error:#}"));
         before.iter().for_each(|before| loader.remember(&before.desired));
-        Self { loader, state, intent: before, config_error: None, unsaved }
+        Self { loader, state, intent: before.map(Arc::new), config_error: None, unsaved }
     }
 
     /// What is in force, or to be.
     pub fn intent(&self) -> Option<&Intent> {
-        self.intent.as_ref()
+        self.intent.as_deref()
+    }
+
+    /// As [`Self::intent`], to be kept.
+    pub fn shared_intent(&self) -> Option<Arc<Intent>> {
+        self.intent.clone()
     }
 
     /// Where the files are read from.
@@ -67,8 +74,18 @@ impl<D: Disk> Acceptance<D> {
         self.intent.as_ref().is_some_and(|i| !i.delayed.is_empty()).then_some(Cause::Confirm)
     }
 
-    /// Takes the files' state over, if it is valid. Returns whether it was.
+    /// Takes the files' state over, if it is valid, and puts it on disk. Returns whether it was.
     pub fn read(&mut self, cause: Cause) -> bool {
+        let before = self.intent.clone();
+        let accepted = self.accept(cause);
+        if self.intent != before {
+            self.save();
+        }
+        accepted
+    }
+
+    /// Takes the files' state over, if it is valid; the caller sees to it that it gets on disk. Returns whether it was.
+    pub fn accept(&mut self, cause: Cause) -> bool {
         let new = match self.loader.load() {
             Ok(new) => new,
             Err(rejected) => {
@@ -81,7 +98,7 @@ impl<D: Disk> Acceptance<D> {
             }
         };
         let allow = matches!(cause, Cause::Asked { allow_deletes: true });
-        if let Err(text) = same_node(self.intent.as_ref(), &new, allow) {
+        if let Err(text) = same_node(self.intent.as_deref(), &new, allow) {
             if self.config_error.as_deref() != Some(text.as_str()) {
                 tracing::error!("{text}");
             }
@@ -89,8 +106,8 @@ impl<D: Disk> Acceptance<D> {
             return false;
         }
         self.config_error = None;
-        let intent = intend(self.intent.as_ref(), new, cause.removals(self.loader.steady()));
-        if self.intent.as_ref() == Some(&intent) {
+        let intent = intend(self.intent.as_deref(), new, cause.removals(self.loader.steady()));
+        if self.intent.as_deref() == Some(&intent) {
             return true;
         }
         if !intent.held.is_empty() && self.intent.as_ref().is_none_or(|i| i.held != intent.held) {
@@ -100,8 +117,7 @@ impl<D: Disk> Acceptance<D> {
             );
         }
         tracing::info!(revision = %intent.desired.revision, mappings = intent.desired.mappings.len(), "topology accepted");
-        self.intent = Some(intent);
-        self.save();
+        self.intent = Some(Arc::new(intent));
         true
     }
 
@@ -109,7 +125,23 @@ impl<D: Disk> Acceptance<D> {
     /// accepted before.
     fn save(&mut self) {
         let Some(intent) = &self.intent else { return };
-        let failure = Accepted::store(&self.state, intent).err().map(|error| format!("{error:#}"));
+        let stored = Accepted::store(&self.state, intent);
+        self.note_saved(stored);
+    }
+
+    /// Begins to put the accepted state on disk, on another thread; `end_save` is to follow.
+    pub fn begin_save(&self) -> Option<JoinHandle<Result<()>>> {
+        let (intent, state) = (self.intent.clone()?, self.state.clone());
+        Some(spawn_blocking(move || Accepted::store(&state, &intent)))
+    }
+
+    /// Takes note of how that went.
+    pub fn end_save(&mut self, stored: Result<Result<()>, JoinError>) {
+        self.note_saved(stored.context("store the accepted state").and_then(|stored| stored));
+    }
+
+    fn note_saved(&mut self, stored: Result<()>) {
+        let failure = stored.err().map(|error| format!("{error:#}"));
         if let Some(text) = failure.as_ref().filter(|text| self.unsaved.as_ref() != Some(text)) {
             tracing::error!("{text}");
         }

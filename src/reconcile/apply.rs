@@ -5,7 +5,7 @@
 //! in the place of one that runs on other maps stops the pass, too, while there is something to be written: it would go
 //! on with what it knows, however far the topology moves on.
 
-use super::kernel::{Batch, Kernel};
+use super::kernel::{Batch, Hook, Kernel};
 use crate::model::*;
 use crate::plan::{DATA_PLANE, LinkEdit, LinkRef, Operation, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,12 +95,13 @@ fn batches(step: &Step) -> bool {
             | Step::DeleteTunkey { .. }
             | Step::SetIf { .. }
             | Step::DeleteIf { .. }
+            | Step::Attach { .. }
     )
 }
 
 /// Whether an operation writes a map that programs read.
 fn writes_map(step: &Step) -> bool {
-    batches(step) && !matches!(step, Step::DeleteLink { .. } | Step::ResetCounters { .. })
+    batches(step) && !matches!(step, Step::DeleteLink { .. } | Step::ResetCounters { .. } | Step::Attach { .. })
 }
 
 /// Returns whether the pass may go on with the rest.
@@ -130,12 +131,13 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             return true;
         }
     };
+    let writes_follow = || rest.iter().any(|o| writes_map(&o.step));
     let result = kernel.execute(&batch).await;
     // A batch that failed may have been carried out in part.
     run.applied.released |= releases(&batch);
     match result {
         Ok(outcome) => {
-            run.applied.done += live.len() - outcome.gone.len();
+            run.applied.done += live.len() - outcome.gone.len() - outcome.failed.len();
             if let (Batch::CreateLink(link), Some(ifindex)) = (&batch, outcome.ifindex) {
                 run.made.insert(link.name().to_owned(), ifindex);
             }
@@ -144,7 +146,15 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
                     run.fail(&operation.change, error, true);
                 }
             }
-            true
+            let mut goes_on = true;
+            for (place, error) in outcome.failed {
+                if let Some(operation) = live.get(place) {
+                    let vanished = super::is_gone(&error);
+                    goes_on &= vanished || !writes_follow();
+                    run.fail(&operation.change, error, vanished);
+                }
+            }
+            goes_on
         }
         Err(error) => {
             let vanished = super::is_gone(&error);
@@ -153,7 +163,7 @@ async fn execute_group<K: Kernel>(kernel: &mut K, run: &mut Run, group: &[Operat
             let goes_on = match &first.step {
                 Step::CreateLink { .. } | Step::ChangeLink { .. } | Step::DeleteLink { .. } => true,
                 // Nothing passes a link that is gone.
-                Step::Attach { .. } | Step::Detach { .. } => vanished || !rest.iter().any(|o| writes_map(&o.step)),
+                Step::Attach { .. } | Step::Detach { .. } => vanished || !writes_follow(),
                 _ => false,
             };
             run.fail(&first.change, error, vanished);
@@ -219,9 +229,16 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
             Step::DeleteLink { link } => link.resolve(made),
             _ => None,
         })),
-        Step::Attach { program, link, direction, kind, .. } => {
-            Batch::Attach { program: *program, ifindex: index(link)?, direction: *direction, kind: *kind }
-        }
+        Step::Attach { .. } => Batch::Attach(each(group, |s| match s {
+            Step::Attach { program, link, direction, kind, replace } => Some(Hook {
+                program: *program,
+                ifindex: link.resolve(made).unwrap_or(0),
+                direction: *direction,
+                kind: *kind,
+                replace: *replace,
+            }),
+            _ => None,
+        })),
         Step::Detach { link, direction, kind } => {
             Batch::Detach { ifindex: index(link)?, direction: *direction, kind: *kind }
         }

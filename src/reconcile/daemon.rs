@@ -1,23 +1,28 @@
 //! The daemon: waits for something to happen, then runs the same pass.
 //!
-//! Events only set flags; a pass reads everything anew. So an event that is lost costs time, never truth.
+//! Events only set flags; a pass reads everything anew that may have changed. So an event that is lost costs time, never
+//! truth.
 
 use super::acceptance::Acceptance;
 use super::baseline::baseline;
-use super::control::{self, Answer, Client, Request};
+use super::control::Client;
+use super::doors::{Doors, Knock, notify};
+use super::expedite::Expedite;
 use super::instance::{Lock, Paths};
 use super::intent::Cause;
 use super::live::LiveKernel;
 use super::loader::Loader;
 use super::progress::Progress;
-use super::status::{Daemon as Health, Status};
+use super::status::Daemon as Health;
 use super::{Reconciler, Report};
 use crate::files::watch::Watch;
-use crate::model::{Desired, HookKind, Intent};
+use crate::model::{Desired, HookKind};
 use crate::netlink::{LinkEvent, LinkWatch};
-use anyhow::{Context, Result};
+use anyhow::Result;
+use futures::FutureExt;
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 /// How long link events are gathered before a pass.
@@ -26,11 +31,11 @@ const LINK_QUIET: Duration = Duration::from_millis(2);
 const EVENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the directory is looked over, whatever inotify says.
 const RESCAN: Duration = Duration::from_secs(1);
-/// A date that doesn't come.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Every how many passes links are listed, although the kernel tells when they change.
+const LISTED: u64 = 8;
 
 /// How the daemon is to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// Directories of the instance.
     pub paths: Paths,
@@ -38,21 +43,30 @@ pub struct Options {
     pub hook: Option<HookKind>,
     /// Pause between passes that nothing asked for.
     pub interval: Duration,
+    /// What shortens many first attaches.
+    pub expedite: Expedite,
 }
 
 /// A running daemon.
 pub struct Daemon {
-    options: Options,
-    reconciler: Reconciler<LiveKernel>,
-    acceptance: Acceptance,
-    progress: Progress,
-    health: Health,
+    pub(super) paths: Paths,
+    pub(super) hook: Option<HookKind>,
+    interval: Duration,
+    pub(super) reconciler: Reconciler<LiveKernel>,
+    pub(super) acceptance: Acceptance,
+    pub(super) progress: Progress,
+    pub(super) health: Health,
+    pub(super) doors: Doors,
+    /// Requests that came in the middle of a pass.
+    pub(super) waiting: VecDeque<Client>,
+    /// Whether SIGHUP came.
+    pub(super) hangup: bool,
+    /// Whether SIGTERM or SIGINT came.
+    pub(super) ending: bool,
     next_pass: Instant,
     /// A pass that failed isn't followed by the next one before, whatever happens.
     not_before: Instant,
     next_rescan: Instant,
-    /// Pause between signs of life for systemd.
-    beat: Duration,
     /// What systemd was told last.
     told: String,
     _lock: Lock,
@@ -65,28 +79,35 @@ enum End {
 }
 
 impl Daemon {
-    /// Takes the lock, opens the kernel and reads the state accepted before.
+    /// Takes the lock, opens the kernel and the control socket, and reads the state accepted before.
     ///
     /// # Errors
     ///
     /// When another writer runs, privileges are missing, or the pins belong elsewhere.
     pub async fn start(options: Options, loader: Loader) -> Result<Self> {
-        let lock = Lock::take(&options.paths.pins)?;
-        let mut kernel = LiveKernel::open(&options.paths.pins, options.hook).await?;
+        let Options { paths, hook, interval, expedite } = options;
+        let lock = Lock::take(&paths.pins)?;
+        let mut kernel = LiveKernel::open(&paths.pins, hook).await?;
+        kernel.expedite(expedite);
         kernel.recover().await?;
-        let before = baseline(&mut kernel, &options.paths.state).await?;
-        let acceptance = Acceptance::open(loader, options.paths.state.clone(), before);
+        let before = baseline(&mut kernel, &paths.state).await?;
+        let acceptance = Acceptance::open(loader, paths.state.clone(), before);
         let now = Instant::now();
         Ok(Self {
-            options,
+            doors: Doors::open(&paths)?,
+            paths,
+            hook,
+            interval,
             reconciler: Reconciler::new(kernel),
             acceptance,
             progress: Progress::default(),
             health: Health { running: true, pid: Some(std::process::id()), ..Health::default() },
+            waiting: VecDeque::new(),
+            hangup: false,
+            ending: false,
             next_pass: now,
             not_before: now,
             next_rescan: now + RESCAN,
-            beat: sd_notify::watchdog_enabled().map_or(NEVER, |period| period / 2),
             told: String::new(),
             _lock: lock,
         })
@@ -96,47 +117,48 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// When the socket, the watch or the subscription can't be opened.
+    /// When the watch or the subscription can't be opened.
     pub async fn run(mut self) -> Result<()> {
-        crate::private::make(&self.options.paths.run)?;
-        let mut clients = control::clients(control::listen(&self.options.paths.socket())?);
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
+        self.reconciler.kernel().keep_surroundings();
         let mut files = Watch::new(self.acceptance.loader().paths());
         self.note_watch(&files);
-        let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let mut next_beat = Instant::now() + self.beat;
-
-        if self.reread(Cause::Changed).await.is_none() {
-            // The last accepted state stays in force although the files are broken.
-            self.pass(None).await;
-        }
+        self.reread_or_pass().await;
         notify(&[sd_notify::NotifyState::Ready]);
+        crate::bpf::trim_heap();
 
         let mut subscribed = true;
         let end = loop {
+            if self.ending {
+                break End::Signal;
+            }
+            if let Some(client) = self.waiting.pop_front() {
+                if self.serve(client).await {
+                    break End::Down;
+                }
+                continue;
+            }
+            if std::mem::take(&mut self.hangup) {
+                tracing::info!("SIGHUP: reading the files and making a pass");
+                self.reread_or_pass().await;
+                continue;
+            }
             self.tell_systemd();
             tokio::select! {
                 biased;
-                _ = terminate.recv() => break End::Signal,
-                _ = interrupt.recv() => break End::Signal,
-                _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: reading the files and making a pass");
-                    if self.reread(Cause::Changed).await.is_none() {
-                        self.pass(None).await;
-                    }
-                }
-                // Before what may come all the time.
-                () = sleep_until(next_beat) => {
-                    notify(&[sd_notify::NotifyState::Watchdog]);
-                    next_beat = Instant::now() + self.beat;
-                }
-                Some(client) = clients.recv() => if self.serve(client).await { break End::Down },
-                () = sleep_until(self.next_pass) => drop(self.pass(None).await),
+                knock = self.doors.next() => match knock {
+                    Knock::Terminate => self.ending = true,
+                    Knock::Hangup => self.hangup = true,
+                    Knock::Client(client) => self.waiting.push_back(client),
+                },
+                () = sleep_until(self.next_pass) => self.usual_pass(subscribed).await,
                 event = links.next(), if subscribed => subscribed = self.link_event(&event),
                 () = files.changed() => {
+                    // What came in meanwhile counts for this pass already.
+                    while subscribed && let Some(event) = links.next().now_or_never() {
+                        subscribed = self.link_event(&event);
+                    }
                     // Somebody else's file in a watched directory is no change, and must not put off the rescan that
                     // removals wait for.
                     if !self.acceptance.unchanged() {
@@ -154,7 +176,7 @@ impl Daemon {
             self.note_watch(&files);
         };
         notify(&[sd_notify::NotifyState::Stopping]);
-        if let Err(error) = std::fs::remove_file(self.options.paths.socket()) {
+        if let Err(error) = std::fs::remove_file(self.paths.socket()) {
             tracing::debug!("remove the control socket: {error}");
         }
         match end {
@@ -170,6 +192,7 @@ impl Daemon {
             Ok(anew) => {
                 *links = anew;
                 // Whatever happened meanwhile.
+                self.reconciler.kernel().look_anew();
                 self.next_pass = Instant::now();
                 true
             }
@@ -182,6 +205,7 @@ impl Daemon {
 
     /// Returns whether the subscription goes on.
     fn link_event(&mut self, event: &LinkEvent) -> bool {
+        self.reconciler.kernel().look_anew();
         match event {
             LinkEvent::Changed => {}
             LinkEvent::Overrun => {
@@ -212,14 +236,39 @@ impl Daemon {
         }
     }
 
-    async fn reread(&mut self, cause: Cause) -> Option<Report> {
+    /// Reads the files and makes a pass; with what was accepted before, which stays in force, where they are broken.
+    async fn reread_or_pass(&mut self) {
+        self.reconciler.kernel().look_anew();
+        if self.reread(Cause::Changed).await.is_none() && !self.interrupted() {
+            self.pass(None).await;
+        }
+    }
+
+    pub(super) async fn reread(&mut self, cause: Cause) -> Option<Report> {
         // Whoever asks, what removals wait for is a full second without a change.
         self.next_rescan = Instant::now() + RESCAN;
-        let before = self.acceptance.intent().map(|i| i.desired.clone()).unwrap_or_default();
-        if !self.acceptance.read(cause) {
+        let before = self.acceptance.shared_intent();
+        if !self.acceptance.accept(cause) {
             return None;
         }
-        self.pass(Some(&before)).await
+        let intent = self.acceptance.shared_intent()?;
+        if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, &intent)) {
+            return self.pass(Some(&intent.desired)).await;
+        }
+        let before = before.unwrap_or_default();
+        // The state is stored beside the pass, on another thread; but a removal must be on disk before it is carried out,
+        // or a crash in between would bring the mapping back for a while.
+        let removes = !before.desired.mappings.keys().all(|i| intent.desired.mappings.contains_key(i));
+        let mut store = self.acceptance.begin_save()?;
+        let early = if removes { Some((&mut store).await) } else { None };
+        let report = self.pass(Some(&before.desired)).await;
+        let stored = match early {
+            Some(stored) => stored,
+            None => store.await,
+        };
+        self.acceptance.end_save(stored);
+        crate::bpf::trim_heap();
+        report
     }
 
     fn note_watch(&mut self, files: &Watch) {
@@ -227,11 +276,22 @@ impl Daemon {
         self.health.watch_error = files.trouble().map(str::to_owned);
     }
 
+    /// The pass that comes from time to time, or after link events.
+    async fn usual_pass(&mut self, subscribed: bool) {
+        // Links are told of; now and then they are listed all the same.
+        if self.progress.passes.is_multiple_of(LISTED) || !self.progress.errors.is_empty() || !subscribed {
+            self.reconciler.kernel().look_anew();
+        } else {
+            self.reconciler.kernel().look_at_hooks();
+        }
+        self.pass(None).await;
+        crate::bpf::trim_heap();
+    }
+
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
-        self.next_pass = Instant::now() + self.options.interval;
-        let intent = self.acceptance.intent()?;
-        let before = before.unwrap_or(&intent.desired);
-        let result = beating(self.beat, self.reconciler.pass(&intent.desired, Some(before))).await;
+        self.next_pass = Instant::now() + self.interval;
+        let intent = self.acceptance.shared_intent()?;
+        let result = self.attended_pass(&intent, before.unwrap_or(&intent.desired)).await?;
         if let Some(pause) = self.progress.note(&result) {
             self.next_pass = Instant::now() + pause;
             self.not_before = Instant::now() + pause.min(EVENT_PAUSE_MAX);
@@ -246,61 +306,6 @@ impl Daemon {
                 None
             }
         }
-    }
-
-    /// Serves one client. Returns whether the daemon is to end.
-    async fn serve(&mut self, client: Client) -> bool {
-        let (answer, end) = match client.request {
-            Request::Apply { allow_deletes } => (self.serve_apply(allow_deletes).await, false),
-            Request::Status => (self.serve_status().await, false),
-            Request::Down => match self.reconciler.kernel().remove_everything().await {
-                Ok(failures) if failures.is_empty() => (Answer::default(), true),
-                Ok(failures) => {
-                    let list: Vec<String> = failures.iter().map(|e| format!("{e:#}")).collect();
-                    (Answer { error: Some(list.join("\n")), ..Answer::default() }, true)
-                }
-                Err(error) => (Answer { error: Some(format!("{error:#}")), ..Answer::default() }, false),
-            },
-        };
-        if end
-            && answer.error.is_none()
-            && let Err(error) = self.acceptance.forget()
-        {
-            tracing::warn!("{error:#}");
-        }
-        let sent = client.answer(answer);
-        if end {
-            drop(sent.await);
-        }
-        end
-    }
-
-    async fn serve_apply(&mut self, allow: bool) -> Answer {
-        let report = self.reread(Cause::Asked { allow_deletes: allow }).await;
-        let held = self.acceptance.intent().map(|i| i.held.clone()).unwrap_or_default();
-        if let Some(config_error) = self.acceptance.config_error() {
-            return Answer { config_error: Some(config_error.to_owned()), held, ..Answer::default() };
-        }
-        let error = report.is_none().then(|| self.progress.errors.join("\n"));
-        Answer { report, held, error, ..Answer::default() }
-    }
-
-    async fn serve_status(&mut self) -> Answer {
-        match self.status().await {
-            Ok(status) => Answer { status: Some(Box::new(status)), ..Answer::default() },
-            Err(error) => Answer { error: Some(format!("{error:#}")), ..Answer::default() },
-        }
-    }
-
-    async fn status(&mut self) -> Result<Status> {
-        let mut status = read_status(&mut self.reconciler, self.acceptance.intent()).await?;
-        let Progress { passes, failed_passes, operations, .. } = self.progress;
-        status.daemon = Health { passes, failed_passes, operations, ..self.health.clone() };
-        status.config_error = self.acceptance.config_error().map(str::to_owned);
-        let unsaved = self.acceptance.unsaved().map(str::to_owned);
-        status.errors = unsaved.into_iter().chain(self.progress.errors.iter().cloned()).collect();
-        status.in_force &= status.config_error.is_none() && status.errors.is_empty();
-        Ok(status)
     }
 
     fn tell_systemd(&mut self) {
@@ -321,23 +326,6 @@ impl Daemon {
     }
 }
 
-/// Does something that may take long, and tells the watchdog meanwhile that it goes on.
-async fn beating<T>(beat: Duration, work: impl Future<Output = T>) -> T {
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            result = &mut work => return result,
-            () = tokio::time::sleep(beat) => notify(&[sd_notify::NotifyState::Watchdog]),
-        }
-    }
-}
-
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("sd_notify: {error}");
-    }
-}
-
 fn log(report: &Report) {
     for change in report.plan.changes.iter().filter(|_| report.changed) {
         let what = change.describe();
@@ -349,26 +337,4 @@ fn log(report: &Report) {
     for problem in &report.plan.problems {
         tracing::warn!(address = %problem.address, "{}", problem.what);
     }
-}
-
-/// Reads the live state and counters and puts the status together.
-///
-/// # Errors
-///
-/// When the live state can't be read.
-pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option<&Intent>) -> Result<Status> {
-    let empty = Desired::default();
-    let desired = intent.map_or(&empty, |i| &i.desired);
-    let (observed, plan) = reconciler.plan(desired, Some(desired)).await?;
-    let (traffic, unknown) = reconciler.kernel().counters(&observed)?;
-    let nothing = std::collections::BTreeSet::new();
-    Ok(Status::of(super::status::Sources {
-        accepted: intent.map(|i| &i.desired),
-        held: intent.map_or(&nothing, |i| &i.held),
-        delayed: intent.map_or(&nothing, |i| &i.delayed),
-        observed: &observed,
-        plan: intent.is_some().then_some(&plan),
-        traffic: &traffic,
-        unknown,
-    }))
 }

@@ -63,6 +63,9 @@ pub fn intend(before: Option<&Intent>, new: Desired, removals: Removals) -> Inte
     let Some(before) = before else { return Intent { desired: new, ..Intent::default() } };
     let removed = |state: &Desired| guard::check(state, &new);
     let all: BTreeSet<String> = removed(&before.desired).removed.into_iter().collect();
+    if all.is_empty() {
+        return Intent { desired: new, ..Intent::default() };
+    }
     let still_held: BTreeSet<String> = before.held.intersection(&all).cloned().collect();
     let mut judged = before.desired.clone();
     judged.mappings.retain(|interface, _| !still_held.contains(interface));

@@ -40,17 +40,8 @@ pub enum Batch {
     SetIfs(Vec<(u32, IfEntry)>),
     /// Deletes entries of `if2tunkey`.
     DeleteIfs(Vec<u32>),
-    /// Attaches or replaces a program.
-    Attach {
-        /// Which.
-        program: Program,
-        /// Index of the link.
-        ifindex: u32,
-        /// Hook.
-        direction: Direction,
-        /// TCX or clsact.
-        kind: HookKind,
-    },
+    /// Attaches or replaces programs, each by itself.
+    Attach(Vec<Hook>),
     /// Detaches our program.
     Detach {
         /// Index of the link.
@@ -62,6 +53,21 @@ pub enum Batch {
     },
 }
 
+/// A program and the hook that it belongs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// Which.
+    pub program: Program,
+    /// Index of the link.
+    pub ifindex: u32,
+    /// Hook.
+    pub direction: Direction,
+    /// TCX or clsact.
+    pub kind: HookKind,
+    /// Whether an attachment of ours is there already: replacing it takes no grace period.
+    pub replace: bool,
+}
+
 /// What a batch did.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -69,6 +75,8 @@ pub struct Outcome {
     pub ifindex: Option<u32>,
     /// Elements that failed by themselves, by their place in the batch, because their link is gone. The others are done.
     pub gone: Vec<(usize, anyhow::Error)>,
+    /// Elements that failed by themselves for another reason.
+    pub failed: Vec<(usize, anyhow::Error)>,
 }
 
 /// A kernel, real or in memory. One task uses it; nothing needs to be `Send`.
@@ -88,6 +96,11 @@ pub trait Kernel {
     ///
     /// When the batch as a whole failed. A batch that failed may have been carried out in part: the next look tells.
     async fn execute(&mut self, batch: &Batch) -> anyhow::Result<Outcome>;
+
+    /// Takes a live state back that nobody needs any more: parts of it may save the next look.
+    fn done_with(&mut self, observed: Observed) {
+        drop(observed);
+    }
 
     /// Waits until no packet is under way that saw the maps as they were (an RCU grace period).
     ///

@@ -1,6 +1,7 @@
 //! The real kernel: the bpf and netlink edges behind one interface.
 
-use super::kernel::{Batch, Kernel, Outcome};
+use super::expedite::Expedite;
+use super::kernel::{Batch, Hook, Kernel, Outcome};
 use super::status::{Traffic, UnknownKey as SeenKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
@@ -9,6 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The kernel of the calling thread's network namespace, with one pin directory.
 #[derive(Debug)]
@@ -22,6 +25,29 @@ pub struct LiveKernel {
     filtered: Option<BTreeSet<u32>>,
     cookie: u64,
     pins: PathBuf,
+    expedite: Option<Expedite>,
+    /// Links, addresses and attachments as they were last read; `None` where they must be read anew.
+    seen: Option<Surroundings>,
+    /// Whether somebody tells of changes, so that `seen` may be kept.
+    told: bool,
+    /// Whether the links' drop counters are wanted.
+    counting: bool,
+    /// Held by the thread that attaches.
+    attaching: Arc<Mutex<()>>,
+}
+
+/// What is around the maps.
+#[derive(Debug, Clone)]
+struct Surroundings {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    programs: Vec<LoadedProgram>,
+    attachments: Vec<Attachment>,
+    /// `devs`; `None` where it was written since. Besides us only the kernel changes it, when a link goes: and of that we
+    /// are told.
+    devs: Option<Vec<(u32, u32)>>,
+    /// Whether programs and attachments must be read anew all the same: nobody tells of those.
+    hooks_due: bool,
 }
 
 /// The pins belong to another network namespace.
@@ -71,6 +97,11 @@ impl LiveKernel {
             filtered: None,
             cookie: crate::bpf::netns_cookie()?,
             pins: pins.to_owned(),
+            expedite: None,
+            seen: None,
+            told: false,
+            counting: false,
+            attaching: Arc::default(),
         };
         kernel.check_namespace()?;
         Ok(kernel)
@@ -83,6 +114,63 @@ impl LiveKernel {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Shortens grace periods while many programs are attached for the first time.
+    /// First restores what a killed process left behind.
+    pub fn expedite(&mut self, expedite: Expedite) {
+        if let Err(error) = expedite.recover() {
+            tracing::error!("{error:#}");
+        }
+        self.expedite = Some(expedite);
+    }
+
+    /// Whoever calls this promises to call [`LiveKernel::look_anew`] when links or addresses change. What was read of
+    /// them, of `devs`, of programs and of attachments is then kept from one look to the next; the hashes never are.
+    pub fn keep_surroundings(&mut self) {
+        self.told = true;
+    }
+
+    /// Reads everything anew at the next look.
+    pub fn look_anew(&mut self) {
+        self.seen = None;
+    }
+
+    /// Reads what nobody tells of anew at the next look: `devs`, programs and attachments.
+    pub fn look_at_hooks(&mut self) {
+        if let Some(seen) = &mut self.seen {
+            (seen.devs, seen.hooks_due) = (None, true);
+        }
+    }
+
+    /// Whether the next looks, until told otherwise, read the links' drop counters too.
+    pub fn count_drops(&mut self, wanted: bool) {
+        if wanted {
+            self.seen = None;
+        }
+        self.counting = wanted;
+    }
+
+    async fn read_surroundings(&mut self, known: Option<Surroundings>) -> Result<Surroundings> {
+        let (links, addresses) = match (known, self.counting) {
+            (Some(known), _) => (known.links, known.addresses),
+            (None, true) => (self.netlink.links().await?, self.netlink.addresses().await?),
+            (None, false) => (self.netlink.links_without_counters().await?, self.netlink.addresses().await?),
+        };
+        let programs = self.dataplane.programs()?;
+        let mut attachments = self.dataplane.tcx_attachments()?;
+        // Where TCX is in use, filters of ours are from before this process: after the first look they only get fewer.
+        let candidates: Vec<u32> = match &self.filtered {
+            Some(known) if self.hook_kind == HookKind::Tcx => {
+                known.iter().copied().filter(|i| links.iter().any(|l| l.ifindex == *i)).collect()
+            }
+            _ => links.iter().map(|l| l.ifindex).collect(),
+        };
+        let filters = self.netlink.clsact_attachments(&candidates).await?;
+        self.filtered = Some(filters.iter().map(|a| a.ifindex).collect());
+        attachments.extend(filters);
+        attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
+        Ok(Surroundings { links, addresses, programs, attachments, devs: None, hooks_due: false })
     }
 
     /// Counters by slot, and the keys that nobody mapped.
@@ -150,6 +238,10 @@ impl LiveKernel {
     ///
     /// Never early: returns what failed.
     pub async fn remove_everything(&mut self) -> Result<Vec<anyhow::Error>> {
+        // An abandoned pass may still be attaching; it ends with the interface it is at.
+        let attaching = Arc::clone(&self.attaching);
+        tokio::task::spawn_blocking(move || drop(attaching.lock())).await.context("wait for the last attach")?;
+        self.look_anew();
         let mut failures = Vec::new();
         failures.extend(self.netlink.delete_unfinished().await.err());
         let observed = self.observe(false).await?;
@@ -182,17 +274,58 @@ impl LiveKernel {
         Ok(failures)
     }
 
-    async fn attach(&mut self, program: Program, ifindex: u32, direction: Direction, kind: HookKind) -> Result<()> {
-        match kind {
-            HookKind::Tcx => self.dataplane.tcx_attach(program, ifindex, direction),
-            HookKind::Clsact => {
-                let fd = self.dataplane.program_fd(program)?;
-                self.filtered.get_or_insert_default().insert(ifindex);
-                self.netlink.clsact_attach(ifindex, direction, fd.as_fd(), program.name()).await
+    /// Attaches each by itself; returns what failed by its place.
+    async fn attach(&mut self, hooks: &[Hook]) -> Result<Vec<(usize, anyhow::Error)>> {
+        let first = hooks.iter().filter(|h| !h.replace).count();
+        let _expedited = self.expedite.as_mut().and_then(|e| e.begin(first));
+        let (tcx, clsact): (Vec<_>, Vec<_>) =
+            hooks.iter().copied().enumerate().partition(|(_, h)| h.kind == HookKind::Tcx);
+        let mut failed = self.attach_tcx(tcx).await?;
+        for (place, hook) in clsact {
+            self.filtered.get_or_insert_default().insert(hook.ifindex);
+            let attached = match self.dataplane.program_fd(hook.program) {
+                Ok(fd) => {
+                    let name = hook.program.name();
+                    self.netlink.clsact_attach(hook.ifindex, hook.direction, fd.as_fd(), name).await
+                }
+                Err(error) => Err(error),
+            };
+            failed.extend(attached.err().map(|error| (place, error.context(describe(&hook)))));
+        }
+        Ok(failed)
+    }
+
+    /// On a thread of its own: a first attach waits for a grace period inside the system call. They wait one after the
+    /// other (the kernel holds its RTNL lock meanwhile), so more threads would gain nothing.
+    async fn attach_tcx(&mut self, hooks: Vec<(usize, Hook)>) -> Result<Vec<(usize, anyhow::Error)>> {
+        /// Tells the thread to stop when nobody waits for it any more.
+        struct Abandon(Arc<AtomicBool>);
+        impl Drop for Abandon {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
             }
         }
-        .with_context(|| format!("attach {} to ifindex {ifindex} {direction}", program.name()))
+        if hooks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let _abandon = Abandon(Arc::clone(&abandoned));
+        let (attacher, attaching) = (self.dataplane.attacher(), Arc::clone(&self.attaching));
+        let attach = move || {
+            let _attaching = attaching.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = hooks.iter().take_while(|_| !abandoned.load(Ordering::Relaxed));
+            let attached = wanted.map(|(place, h)| {
+                let attached = attacher.attach(h.program, h.ifindex, h.direction);
+                (*place, attached.with_context(|| describe(h)))
+            });
+            attached.filter_map(|(place, attached)| Some((place, attached.err()?))).collect()
+        };
+        tokio::task::spawn_blocking(attach).await.context("wait for the thread that attaches")
     }
+}
+
+fn describe(hook: &Hook) -> String {
+    format!("attach {} to ifindex {} {}", hook.program.name(), hook.ifindex, hook.direction)
 }
 
 impl Kernel for LiveKernel {
@@ -202,38 +335,53 @@ impl Kernel for LiveKernel {
             self.port_kind = Some(self.netlink.port_kind().await?);
         }
         let features = Features { hook_kind: self.hook_kind, port_kind: self.port_kind.unwrap_or(PortKind::Dummy) };
-        let links = self.netlink.links().await?;
-        let addresses = self.netlink.addresses().await?;
-        let maps = self.dataplane.observe()?;
-        let programs = self.dataplane.programs()?;
-        let mut attachments = self.dataplane.tcx_attachments()?;
-        // Where TCX is in use, filters of ours are from before this process: after the first look they only get fewer.
-        let candidates: BTreeSet<u32> = match &self.filtered {
-            Some(known) if self.hook_kind == HookKind::Tcx => {
-                known.iter().copied().filter(|i| links.iter().any(|l| l.ifindex == *i)).collect()
-            }
-            _ => links.iter().map(|l| l.ifindex).collect(),
+        let mut seen = self.seen.take();
+        let maps = self.dataplane.observe_beside(seen.as_mut().and_then(|s| s.devs.take()))?;
+        let Surroundings { links, addresses, programs, attachments, .. } = match seen {
+            Some(seen) if !seen.hooks_due => seen,
+            seen => self.read_surroundings(seen).await?,
         };
-        let filters = self.netlink.clsact_attachments(&candidates.into_iter().collect::<Vec<_>>()).await?;
-        self.filtered = Some(filters.iter().map(|a| a.ifindex).collect());
-        attachments.extend(filters);
-        attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        let instance = self.instance.clone();
-        let outdated_maps = self.dataplane.outdated().map(str::to_owned);
         Ok(Observed {
-            instance,
+            instance: self.instance.clone(),
             netns_cookie: self.cookie,
             features,
             links,
             addresses,
             maps,
-            outdated_maps,
+            outdated_maps: self.dataplane.outdated().map(str::to_owned),
             programs,
             attachments,
         })
     }
 
     async fn execute(&mut self, batch: &Batch) -> Result<Outcome> {
+        let executed = self.carry_out(batch).await;
+        let smooth = executed.as_ref().is_ok_and(|o| o.gone.is_empty() && o.failed.is_empty());
+        if !smooth || !touches_entries_only(batch) {
+            self.seen = None;
+        } else if matches!(batch, Batch::SetDevs(_) | Batch::ClearDevs(_))
+            && let Some(seen) = &mut self.seen
+        {
+            seen.devs = None;
+        }
+        executed
+    }
+
+    fn done_with(&mut self, observed: Observed) {
+        let Observed { links, addresses, programs, attachments, maps, .. } = observed;
+        let devs = maps.map(|m| m.devs);
+        self.seen =
+            self.told.then_some(Surroundings { links, addresses, programs, attachments, devs, hooks_due: false });
+    }
+
+    async fn grace_period(&mut self) -> Result<()> {
+        crate::bpf::grace_period();
+        Ok(())
+    }
+}
+
+impl LiveKernel {
+    async fn carry_out(&mut self, batch: &Batch) -> Result<Outcome> {
         let calls = crate::bpf::calls();
         let mut outcome = Outcome::default();
         let dataplane = &mut self.dataplane;
@@ -274,9 +422,7 @@ impl Kernel for LiveKernel {
             Batch::DeleteTunkeys(keys) => drop(dataplane.delete_tunkey2if(keys)?),
             Batch::SetIfs(entries) => drop(dataplane.write_if2tunkey(entries)?),
             Batch::DeleteIfs(ifindexes) => drop(dataplane.delete_if2tunkey(ifindexes)?),
-            Batch::Attach { program, ifindex, direction, kind } => {
-                self.attach(*program, *ifindex, *direction, *kind).await?;
-            }
+            Batch::Attach(hooks) => outcome.failed = self.attach(hooks).await?,
             Batch::Detach { ifindex, direction, kind: HookKind::Tcx } => dataplane.tcx_detach(*ifindex, *direction)?,
             Batch::Detach { ifindex, direction, kind: HookKind::Clsact } => {
                 match self.netlink.clsact_detach(*ifindex, *direction).await {
@@ -288,9 +434,18 @@ impl Kernel for LiveKernel {
         tracing::debug!(calls = ?crate::bpf::calls().since(calls), "{batch:?}");
         Ok(outcome)
     }
+}
 
-    async fn grace_period(&mut self) -> Result<()> {
-        crate::bpf::grace_period();
-        Ok(())
-    }
+/// Whether a batch leaves links, programs and attachments as they are.
+fn touches_entries_only(batch: &Batch) -> bool {
+    matches!(
+        batch,
+        Batch::ResetCounters(_)
+            | Batch::SetDevs(_)
+            | Batch::ClearDevs(_)
+            | Batch::SetTunkeys(_)
+            | Batch::DeleteTunkeys(_)
+            | Batch::SetIfs(_)
+            | Batch::DeleteIfs(_)
+    )
 }

@@ -149,14 +149,17 @@ impl<D: Disk> Loader<D> {
             if !settled {
                 self.seen = None;
             }
-            self.cache.insert(path.clone(), (settled.then_some(stamp), parse(&file)));
+            self.cache.insert(path.clone(), (settled.then_some(stamp), parse(&file).slim()));
         }
         let files = listing.iter().filter_map(|(path, _)| self.cache.get(path)).map(|(_, parsed)| parsed);
         let compiled = merge(files).and_then(|topology| topology.compile(&self.node));
         let accepted = compiled.map_err(|diagnostics| {
-            let sources =
+            // The cache has lost the places of fields: the errors are found again with all of them.
+            let sources: Vec<SourceFile> =
                 listing.iter().filter_map(|(path, _)| self.disk.read(path).ok()).map(|(file, _)| file).collect();
-            Rejected::Invalid { diagnostics, sources }
+            let parsed: Vec<ParsedFile> = sources.iter().map(parse).collect();
+            let again = merge(&parsed).and_then(|topology| topology.compile(&self.node));
+            Rejected::Invalid { diagnostics: again.err().unwrap_or(diagnostics), sources }
         })?;
         self.remember(&accepted);
         Ok(accepted)

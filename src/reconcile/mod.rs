@@ -8,6 +8,8 @@ pub mod apply;
 pub mod baseline;
 pub mod control;
 pub mod daemon;
+mod doors;
+pub mod expedite;
 pub mod hold;
 pub mod instance;
 pub mod intent;
@@ -15,7 +17,9 @@ pub mod kernel;
 pub mod live;
 pub mod loader;
 pub mod progress;
+mod serve;
 pub mod status;
+pub mod tell;
 
 use crate::model::{Desired, Observed};
 use crate::plan::{self, Input, Plan};
@@ -91,7 +95,8 @@ impl<K: Kernel> Reconciler<K> {
         let mut report = Report::default();
         let mut before = before;
         for round in 0..ROUNDS {
-            let (_, plan) = self.plan(desired, before).await?;
+            let (observed, plan) = self.plan(desired, before).await?;
+            self.kernel.done_with(observed);
             self.was_pending = plan.pending.iter().map(|p| p.interface.clone()).collect();
             report.left = plan.operations.len();
             if round == 0 {

@@ -1,11 +1,11 @@
 //! One topology to the desired state of one node, with everything that is wrong with its meaning.
 
 use super::diagnostic::{Diagnostic, nearest};
-use super::document::{Addresses, MemberDoc, Members, TenantDoc, TunnelDoc};
+use super::document::{Addresses, MappingDoc, MemberDoc, Members, TenantDoc, TunnelDoc};
 use super::merge::{Placed, Topology, hex};
 use crate::model::*;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// Which node to compile for.
@@ -139,7 +139,7 @@ impl<'a> Compiler<'a> {
             }
             self.check_families(node, node.value.as_slice(), &format!("node `{name}`"), &[]);
             for address in node.value.as_slice() {
-                self.check_unicast(*address, node.place());
+                self.check_unicast(*address, || node.place());
                 if let Some((other, place)) = owners.insert(*address, (name, node)) {
                     let message = format!("nodes `{other}` and `{name}` have the same address {address}");
                     let diagnostic = Diagnostic::new("TM0221", node.place(), message).label("this node");
@@ -175,12 +175,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn check_tunnel(&mut self, name: &str, tunnel: &Placed<TunnelDoc>) {
-        self.check_interface(name, tunnel.place(), "tunnel");
+        self.check_interface(name, || tunnel.place(), "tunnel");
         let doc = &tunnel.value;
         if let Some(local) = &doc.local {
             self.check_families(tunnel, local.as_slice(), &format!("tunnel `{name}`"), &["local"]);
             for address in local.as_slice() {
-                self.check_unicast(*address, tunnel.field(&["local"]));
+                self.check_unicast(*address, || tunnel.field(&["local"]));
             }
         }
         if doc.kind == TunnelKind::Gretap {
@@ -234,7 +234,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn check_unicast(&mut self, address: IpAddr, place: super::Place) {
+    fn check_unicast(&mut self, address: IpAddr, place: impl FnOnce() -> super::Place) {
         let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
         let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
         let why = if address.is_unspecified() {
@@ -246,10 +246,10 @@ impl<'a> Compiler<'a> {
         } else {
             return;
         };
-        self.error(Diagnostic::new("TM0213", place, format!("{address} {why}")));
+        self.error(Diagnostic::new("TM0213", place(), format!("{address} {why}")));
     }
 
-    fn check_interface(&mut self, name: &str, place: super::Place, what: &str) {
+    fn check_interface(&mut self, name: &str, place: impl FnOnce() -> super::Place, what: &str) {
         let bad = if name.is_empty() || name.len() > INTERFACE_NAME_MAX {
             Some(format!("has {} bytes; a device's name has 1 to {INTERFACE_NAME_MAX}", name.len()))
         } else if name == "."
@@ -261,7 +261,7 @@ impl<'a> Compiler<'a> {
             None
         };
         if let Some(bad) = bad {
-            self.error(Diagnostic::new("TM0212", place, format!("{what} name `{name}` {bad}")));
+            self.error(Diagnostic::new("TM0212", place(), format!("{what} name `{name}` {bad}")));
         }
     }
 
@@ -271,10 +271,10 @@ impl<'a> Compiler<'a> {
             self.error(Diagnostic::new("TM0212", tenant.place(), message));
         }
         if let Some(bridge) = &tenant.value.bridge {
-            self.check_interface(bridge, tenant.field(&["bridge"]), "bridge");
+            self.check_interface(bridge, || tenant.field(&["bridge"]), "bridge");
         }
         if let Some(tunnel) = tenant.value.tunnel.as_deref().or_else(|| self.only_tunnel()) {
-            self.check_id(tenant.value.id, tunnel, tenant.field(&["id"]));
+            self.check_id(tenant.value.id, tunnel, || tenant.field(&["id"]));
         }
         let members = self.members(tenant);
         for (n, (node, _)) in members.iter().enumerate() {
@@ -336,7 +336,7 @@ impl<'a> Compiler<'a> {
         } else {
             for (node, member) in members {
                 let interface = member.interface.clone().unwrap_or_default();
-                self.check_interface(&interface, tenant.field(&["members", node, "interface"]), "interface");
+                self.check_interface(&interface, || tenant.field(&["members", node, "interface"]), "interface");
             }
         }
     }
@@ -370,12 +370,12 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn check_id(&mut self, id: u32, tunnel: &str, place: super::Place) {
+    fn check_id(&mut self, id: u32, tunnel: &str, place: impl FnOnce() -> super::Place) {
         let Some(doc) = self.topology.tunnels.get(tunnel) else { return };
         let kind = doc.value.kind;
         if id > kind.max_id() {
             let message = format!("id {id} is too large for {kind}: at most {}", kind.max_id());
-            self.error(Diagnostic::new("TM0204", place, message));
+            self.error(Diagnostic::new("TM0204", place(), message));
         }
     }
 
@@ -419,7 +419,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// The desired state of one node.
-    fn node(&mut self, node: Option<&str>) -> Desired {
+    fn node(&mut self, node: Option<&'a str>) -> Desired {
         let mut desired = self.tunnels_of(node);
         let mut claims = Claims::default();
         self.low_level(&mut desired, &mut claims);
@@ -489,24 +489,24 @@ impl<'a> Compiler<'a> {
 
     /// Checks what the tenants mean for one node; what the low-level mappings, which are one host's own, say of
     /// themselves was checked before.
-    fn tenants_of(&mut self, node: &str) {
+    fn tenants_of(&mut self, node: &'a str) {
         let mut desired = self.tunnels_of(Some(node));
         let own = self.own_of(Some(node));
         self.tenants(node, &own, &mut desired, &mut Claims::default());
     }
 
-    fn low_level(&mut self, desired: &mut Desired, claims: &mut Claims) {
+    fn low_level(&mut self, desired: &mut Desired, claims: &mut Claims<'a>) {
         let topology = self.topology;
         for placed in &topology.mappings {
             let doc = &placed.value;
-            self.check_interface(&doc.interface, placed.field(&["interface"]), "interface");
-            self.check_unicast(doc.remote, placed.field(&["remote"]));
+            self.check_interface(&doc.interface, || placed.field(&["interface"]), "interface");
+            self.check_unicast(doc.remote, || placed.field(&["remote"]));
             if doc.tenant.contains('/') || doc.tenant.contains(char::is_whitespace) {
                 let message = format!("tenant name `{}` holds a slash or a space", doc.tenant);
                 self.error(Diagnostic::new("TM0212", placed.field(&["tenant"]), message));
             }
             let Some(tunnel) = self.tunnel_of(doc.tunnel.as_deref(), placed, "mapping") else { continue };
-            self.check_id(doc.id, tunnel, placed.field(&["id"]));
+            self.check_id(doc.id, tunnel, || placed.field(&["id"]));
             let Some(local) = desired.tunnels.get(tunnel).map(|t| t.local) else { continue };
             let Some(source) = local.for_remote(doc.remote) else {
                 self.no_source(tunnel, doc.remote, placed.field(&["remote"]));
@@ -525,9 +525,9 @@ impl<'a> Compiler<'a> {
                 local: source,
                 attach: doc.attach,
                 generated: None,
-                origin: origin(&placed.place()),
+                origin: placed.origin(),
             };
-            self.claim(desired, claims, mapping, placed.field(&["interface"]), placed.place());
+            self.claim(desired, claims, mapping, Claimed::Mapping(placed));
         }
     }
 
@@ -539,25 +539,18 @@ impl<'a> Compiler<'a> {
         self.error(Diagnostic::new("TM0205", place, message).help(help));
     }
 
-    fn claim(
-        &mut self,
-        desired: &mut Desired,
-        claims: &mut Claims,
-        mapping: Mapping,
-        interface: super::Place,
-        key: super::Place,
-    ) {
+    fn claim(&mut self, desired: &mut Desired, claims: &mut Claims<'a>, mapping: Mapping, claimed: Claimed<'a>) {
         if let Some(first) = claims.interfaces.get(&mapping.interface) {
             let message = format!("interface `{}` has two mappings", mapping.interface);
-            let diagnostic = Diagnostic::new("TM0202", interface, message).label("claimed again here");
-            let first = first.clone();
+            let diagnostic = Diagnostic::new("TM0202", claimed.interface(), message).label("claimed again here");
+            let first = first.interface();
             self.error(diagnostic.related(first, "first claimed here"));
             return;
         }
         if let Some(first) = claims.keys.get(&mapping.key) {
             let message = format!("the key {} has two mappings", mapping.key);
-            let diagnostic = Diagnostic::new("TM0203", key, message).label("claimed again here");
-            let first = first.clone();
+            let diagnostic = Diagnostic::new("TM0203", claimed.key(), message).label("claimed again here");
+            let first = first.key();
             self.error(
                 diagnostic
                     .related(first, "first claimed here")
@@ -567,15 +560,15 @@ impl<'a> Compiler<'a> {
         }
         if desired.tunnels.contains_key(&mapping.interface) {
             let message = format!("`{}` is a tunnel, so it can't be a tenant's interface", mapping.interface);
-            self.error(Diagnostic::new("TM0216", interface, message));
+            self.error(Diagnostic::new("TM0216", claimed.interface(), message));
             return;
         }
-        claims.interfaces.insert(mapping.interface.clone(), interface);
-        claims.keys.insert(mapping.key.clone(), key);
+        claims.interfaces.insert(mapping.interface.clone(), claimed);
+        claims.keys.insert(mapping.key.clone(), claimed);
         desired.mappings.insert(mapping.interface.clone(), mapping);
     }
 
-    fn tenants(&mut self, node: &str, own: &[IpAddr], desired: &mut Desired, claims: &mut Claims) {
+    fn tenants(&mut self, node: &'a str, own: &[IpAddr], desired: &mut Desired, claims: &mut Claims<'a>) {
         let topology = self.topology;
         for (name, tenant) in &topology.tenants {
             let members = self.members(tenant);
@@ -632,8 +625,7 @@ impl<'a> Compiler<'a> {
                     generated,
                     origin: origin(&place),
                 };
-                let claimed = tenant.field(&["members", node, "interface"]);
-                self.claim(desired, claims, mapping, claimed, tenant.place());
+                self.claim(desired, claims, mapping, Claimed::Tenant(tenant, node));
             }
         }
     }
@@ -655,10 +647,34 @@ fn ends(tunnel: &Tunnel, own: &[IpAddr], theirs: &[IpAddr]) -> Option<(IpAddr, I
     common(first_is_v6).or_else(|| common(!first_is_v6))
 }
 
+/// What claims an interface and a key. Their places are worked out only where two claim the same.
+#[derive(Clone, Copy)]
+enum Claimed<'a> {
+    Mapping(&'a Placed<MappingDoc>),
+    /// A tenant, on that node.
+    Tenant(&'a Placed<TenantDoc>, &'a str),
+}
+
+impl Claimed<'_> {
+    fn interface(&self) -> super::Place {
+        match self {
+            Self::Mapping(mapping) => mapping.field(&["interface"]),
+            Self::Tenant(tenant, node) => tenant.field(&["members", node, "interface"]),
+        }
+    }
+
+    fn key(&self) -> super::Place {
+        match self {
+            Self::Mapping(mapping) => mapping.place(),
+            Self::Tenant(tenant, _) => tenant.place(),
+        }
+    }
+}
+
 #[derive(Default)]
-struct Claims {
-    interfaces: BTreeMap<String, super::Place>,
-    keys: BTreeMap<TunnelKey, super::Place>,
+struct Claims<'a> {
+    interfaces: HashMap<String, Claimed<'a>>,
+    keys: HashMap<TunnelKey, Claimed<'a>>,
 }
 
 fn origin(place: &super::Place) -> Origin {

@@ -22,10 +22,12 @@ pub struct Verdict {
 
 /// Compares the accepted state with the new one.
 pub fn check(accepted: &Desired, new: &Desired) -> Verdict {
+    let unmapped = || accepted.mappings.values().filter(|m| !new.mappings.contains_key(&m.interface));
+    if unmapped().next().is_none() {
+        return Verdict::default();
+    }
     let keys: BTreeSet<&TunnelKey> = new.mappings.values().map(|m| &m.key).collect();
-    let goes = |interface: &str, key: &TunnelKey| !new.mappings.contains_key(interface) && !keys.contains(key);
-    let removed: Vec<String> =
-        accepted.mappings.values().filter(|m| goes(&m.interface, &m.key)).map(|m| m.interface.clone()).collect();
+    let removed: Vec<String> = unmapped().filter(|m| !keys.contains(&m.key)).map(|m| m.interface.clone()).collect();
     let total = accepted.mappings.len();
     let all = !removed.is_empty() && removed.len() == total;
     let many = removed.len() > FREE && removed.len() * 100 > total * SHARE;

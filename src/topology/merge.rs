@@ -4,6 +4,7 @@ use super::diagnostic::{Diagnostic, Place};
 use super::document::{Addresses, MappingDoc, TenantDoc, TunnelDoc};
 use super::parse::ParsedFile;
 use super::tree::{At, Node};
+use crate::model::Origin;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -19,6 +20,16 @@ pub(super) struct Placed<T> {
 }
 
 impl<T> Placed<T> {
+    /// What orders places, without making one.
+    fn order(&self) -> (&str, u32, u32, u32) {
+        (&self.file, self.at.line, self.at.column, self.at.length)
+    }
+
+    /// Where it starts, as the model has it.
+    pub(super) fn origin(&self) -> Origin {
+        Origin { file: self.file.as_ref().to_owned(), line: self.at.line, column: self.at.column }
+    }
+
     /// Where it starts: its name, or its first line.
     pub(super) fn place(&self) -> Place {
         self.at.in_file(&self.file)
@@ -105,7 +116,7 @@ pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topo
         return Err(errors);
     }
     // The same mapping said twice is said once; the first place in the order of files counts.
-    out.mappings.sort_by(|a, b| (&a.value.interface, a.place()).cmp(&(&b.value.interface, b.place())));
+    out.mappings.sort_by(|a, b| (&a.value.interface, a.order()).cmp(&(&b.value.interface, b.order())));
     out.mappings.dedup_by(|later, first| later.value == first.value);
     out.revision = revision(&out);
     Ok(out)

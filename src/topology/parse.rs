@@ -16,6 +16,14 @@ pub struct ParsedFile {
 }
 
 impl ParsedFile {
+    /// The same without the places of fields, which only the diagnostics of a broken topology need: to be kept.
+    #[must_use]
+    pub fn slim(mut self) -> Self {
+        // A document, its sections, their entries.
+        self.documents.iter_mut().for_each(|(_, node)| *node = node.cut(2));
+        self
+    }
+
     /// What is wrong with its form.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics

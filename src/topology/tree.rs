@@ -76,6 +76,20 @@ impl Node {
         }
     }
 
+    /// The same places down to that depth, without what lies below.
+    pub(super) fn cut(&self, depth: usize) -> Rc<Self> {
+        let kind = match &self.kind {
+            Kind::Sequence(items) if depth > 0 => {
+                Kind::Sequence(items.iter().map(|item| item.cut(depth - 1)).collect())
+            }
+            Kind::Mapping(entries) if depth > 0 => {
+                Kind::Mapping(entries.iter().map(|(key, node)| (key.clone(), node.cut(depth - 1))).collect())
+            }
+            _ => Kind::Sequence(Vec::new()),
+        };
+        Rc::new(Self { at: self.at, kind, size: self.size })
+    }
+
     /// Whether nothing is said here: `key:` with nothing behind it, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.kind, Kind::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))

@@ -126,11 +126,8 @@ impl FaultyKernel {
             0 => MapFull { map: "tunkey2if", capacity: 64 }.into(),
             1 => match batch {
                 // It says so because it is so.
-                Batch::Attach { ifindex, .. } | Batch::Detach { ifindex, .. } | Batch::ChangeLink(ifindex, _) => {
-                    self.disturbed = true;
-                    self.inner.remove_link(*ifindex);
-                    DeviceGone { ifindex: *ifindex }.into()
-                }
+                Batch::Detach { ifindex, .. } | Batch::ChangeLink(ifindex, _) => self.lose(*ifindex),
+                Batch::Attach(hooks) => hooks.first().map_or_else(|| unreachable!(), |h| self.lose(h.ifindex)),
                 _ => refusal(libc::ENODEV, &what),
             },
             2 => refusal(libc::EPERM, &what),
@@ -139,6 +136,27 @@ impl FaultyKernel {
             5 => anyhow::anyhow!("the netlink connection is closed"),
             _ => refusal(libc::ENOMEM, &what),
         }
+    }
+
+    fn lose(&mut self, ifindex: u32) -> anyhow::Error {
+        self.disturbed = true;
+        self.inner.remove_link(ifindex);
+        DeviceGone { ifindex }.into()
+    }
+
+    /// Attaches each by itself, as the real kernel does; some fail.
+    async fn attach(&mut self, batch: &Batch) -> anyhow::Result<Outcome> {
+        let mut outcome = Outcome::default();
+        for (place, single) in singles(batch).iter().enumerate() {
+            if self.fault(2) {
+                outcome.failed.push((place, self.error(single)));
+                continue;
+            }
+            let failed = self.inner.execute(single).await?.failed;
+            self.check_moments(single);
+            outcome.failed.extend(failed.into_iter().map(|(_, error)| (place, error)));
+        }
+        Ok(outcome)
     }
 
     /// Slots and tunnel indexes that keys lead to, each with its key.
@@ -254,7 +272,9 @@ impl Kernel for FaultyKernel {
         self.judge(batch);
         let counts = matches!(batch, Batch::SetTunkeys(_) | Batch::DeleteTunkeys(_));
         let led_to = if counts { self.led_to() } else { BTreeSet::new() };
-        let result = if self.fault(2) {
+        let result = if matches!(batch, Batch::Attach(_)) {
+            self.attach(batch).await
+        } else if self.fault(2) {
             let length = match batch {
                 Batch::GrowMaps(_) => 2 + self.inner.state.attachments.len(),
                 other => singles(other).len(),

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::io::Error;
 use tunnel_mesh::bpf::{DeviceGone, MapFull, NoMaps};
 use tunnel_mesh::model::*;
-use tunnel_mesh::reconcile::kernel::{Batch, Outcome};
+use tunnel_mesh::reconcile::kernel::{Batch, Hook, Outcome};
 
 /// `E2BIG`, `ENOMEM` and the like, as an error of the bpf edge carries it.
 pub fn refusal(errno: i32, what: &str) -> anyhow::Error {
@@ -28,6 +28,7 @@ pub fn singles(batch: &Batch) -> Vec<Batch> {
         Batch::DeleteTunkeys(list) => each(list, Batch::DeleteTunkeys),
         Batch::SetIfs(list) => each(list, Batch::SetIfs),
         Batch::DeleteIfs(list) => each(list, Batch::DeleteIfs),
+        Batch::Attach(list) => each(list, Batch::Attach),
         other => vec![other.clone()],
     }
 }
@@ -73,6 +74,7 @@ impl MemoryKernel {
                 Err(error) if matches!(single, Batch::SetDevs(_)) && error.is::<DeviceGone>() => {
                     outcome.gone.push((place, error));
                 }
+                Err(error) if matches!(single, Batch::Attach(_)) => outcome.failed.push((place, error)),
                 Err(error) => return Err(error),
             }
             if matters(single) {
@@ -148,24 +150,26 @@ impl MemoryKernel {
                 }
             }
             Batch::DeleteIfs(list) => self.maps()?.if2tunkey.retain(|(i, _)| !list.contains(i)),
-            Batch::Attach { program, ifindex, direction, kind } => {
-                let loaded = self.state.programs.iter().find(|p| p.program == *program).map(|p| p.id);
-                let id = loaded.with_context(|| format!("{program:?} isn't loaded"))?;
-                let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
-                // A defunct one is unpinned first, and then there may be nothing to attach to.
-                self.state.attachments.retain(|a| !same(a) || a.program.is_some());
-                self.link(*ifindex)?;
-                self.state.attachments.retain(|a| !same(a));
-                let (kind, ifindex, direction) = (*kind, *ifindex, *direction);
-                let attachment = Attachment { kind, ifindex, direction, program: Some(id), position: 0 };
-                self.state.attachments.push(attachment);
-            }
+            Batch::Attach(hooks) => hooks.iter().try_for_each(|hook| self.attach(hook))?,
             Batch::Detach { ifindex, direction, kind } => {
                 let same = |a: &Attachment| a.ifindex == *ifindex && a.direction == *direction && a.kind == *kind;
                 self.state.attachments.retain(|a| !same(a));
             }
         }
         Ok(None)
+    }
+
+    fn attach(&mut self, hook: &Hook) -> Result<()> {
+        let Hook { program, ifindex, direction, kind, .. } = *hook;
+        let loaded = self.state.programs.iter().find(|p| p.program == program).map(|p| p.id);
+        let id = loaded.with_context(|| format!("{program:?} isn't loaded"))?;
+        let same = |a: &Attachment| a.ifindex == ifindex && a.direction == direction && a.kind == kind;
+        // A defunct one is unpinned first, and then there may be nothing to attach to.
+        self.state.attachments.retain(|a| !same(a) || a.program.is_some());
+        self.link(ifindex)?;
+        self.state.attachments.retain(|a| !same(a));
+        self.state.attachments.push(Attachment { kind, ifindex, direction, program: Some(id), position: 0 });
+        Ok(())
     }
 
     fn load(&mut self, program: Program, generation: u32) -> LoadedProgram {
