@@ -3,7 +3,8 @@
 use crate::lab::{Maps, entries};
 use crate::table::{Table, Times, ratio, show, timed};
 use std::collections::BTreeSet;
-use tunnel_mesh::bpf::bare::{Encoded, calls};
+use tunnel_mesh::bpf::bare::Encoded;
+use tunnel_mesh::bpf::{Calls, calls};
 use tunnel_mesh::model::{
     Attachment, Conf, Desired, Direction, FIRST_MAPPING_SLOT, HookKind, IfEntry, Link, LoadedProgram, Local, MapState,
     Mapping, Observed, Program, SlotRef, TunKey, Tunnel, TunnelDevice, TunnelKey, TunnelKind,
@@ -29,7 +30,7 @@ pub fn run(table: &mut Table) {
     let counted = |n: &mut u64, f: &dyn Fn()| {
         let before = calls();
         let (time, ()) = timed(f);
-        *n = calls() - before;
+        *n = total(calls().since(before));
         time
     };
     for _ in 0..ROUNDS {
@@ -193,4 +194,9 @@ fn world(count: u32) -> (Desired, Observed) {
         ..Observed::default()
     };
     (desired, observed)
+}
+
+fn total(calls: Calls) -> u64 {
+    let Calls { lookups, updates, deletes, lookup_batches, update_batches, delete_batches } = calls;
+    lookups + updates + deletes + lookup_batches + update_batches + delete_batches
 }

@@ -90,7 +90,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         if fine && found.is_some_and(|a| a.position == 0) {
             continue;
         }
-        let here = ifindex.into_iter().flat_map(|ifindex| hooks.at(*ifindex));
+        let here = ifindex.iter().flat_map(|ifindex| hooks.at(*ifindex));
         let behind = here.filter(|a| a.direction == *direction).any(left_behind);
         let phase = if behind { Phase::Programs } else { Phase::Attach };
         let detail = match found {
