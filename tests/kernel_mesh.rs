@@ -167,7 +167,8 @@ fn another_instance_touches_nothing_of_the_first() {
             .env("TUNNEL_MESH_RUN_DIR", other.files.path().join("run"))
             .env("TUNNEL_MESH_STATE_DIR", other.files.path().join("state"));
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", said.concat());
     };
     run(&["apply"]);
     assert!(link(host, "b9-red").is_some() && link(host, "br-red").is_some());
