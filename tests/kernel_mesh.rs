@@ -137,12 +137,23 @@ fn devices_are_made_as_promised_repaired_and_removed_again() {
     eventually("the bridge is gone", || link(&mesh.hosts[2], "br-blue").is_none());
 }
 
+/// What somebody set of every link; not what the kernel says of its carrier, which comes and goes by itself.
+fn settings(host: &Host) -> Vec<serde_json::Value> {
+    let links: serde_json::Value = serde_json::from_str(&host.netns.cmd("ip -j -d link")).unwrap();
+    let kept = ["ifindex", "ifname", "altnames", "ifalias", "mtu", "master", "address", "group"];
+    let of = |link: &serde_json::Value| {
+        let isolated = link["linkinfo"]["info_slave_data"]["isolated"].clone();
+        kept.iter().map(|key| link[key].clone()).chain([isolated]).collect()
+    };
+    links.as_array().unwrap().iter().map(of).collect()
+}
+
 /// Somebody tries a topology of their own on a host that carries traffic, with directories of their own.
 #[test]
 fn another_instance_touches_nothing_of_the_first() {
     let mesh = mesh(MESH);
     let host = &mesh.hosts[0];
-    let before = host.netns.cmd("ip -o link");
+    let before = settings(host);
     let other = Host::new(world::harness::Netns::new(), "host0");
     other.write(
         "t.yaml",
@@ -156,13 +167,14 @@ fn another_instance_touches_nothing_of_the_first() {
             .env("TUNNEL_MESH_RUN_DIR", other.files.path().join("run"))
             .env("TUNNEL_MESH_STATE_DIR", other.files.path().join("state"));
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", said.concat());
     };
     run(&["apply"]);
     assert!(link(host, "b9-red").is_some() && link(host, "br-red").is_some());
     assert_pings(&mesh.red[0], "192.168.50.2");
     run(&["down"]);
-    assert_eq!(host.netns.cmd("ip -o link"), before);
+    assert_eq!(settings(host), before);
     host.expect(0, &["plan", "--detailed-exitcode"]);
     assert_pings(&mesh.red[0], "192.168.50.2");
     assert_pings(&mesh.blue[0], "192.168.50.3");

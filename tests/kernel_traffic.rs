@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 use world::frames::{Capture, Frame, Outer, Tunnel};
 use world::*;
 
@@ -169,6 +170,18 @@ impl Pair {
 
     fn traffic(&self, n: usize) -> Traffic {
         Traffic::of(&self.hosts[n], "red")
+    }
+
+    /// Counters of both hosts while nothing is under way: neighbours probe each other when they like, and the hosts are
+    /// asked one after the other.
+    fn quiet_traffic(&self) -> [Traffic; 2] {
+        let mut now = [self.traffic(0), self.traffic(1)];
+        eventually("nobody speaks", || {
+            std::thread::sleep(Duration::from_millis(100));
+            let before = std::mem::replace(&mut now, [self.traffic(0), self.traffic(1)]);
+            now == before
+        });
+        now
     }
 
     /// What leaves and reaches host `n` on the underlay.
@@ -361,7 +374,7 @@ fn counters_count_exactly(form: Form, over: Over) {
         near.cmd(&format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", v4(1 - n), mac(far, "eth0")));
     }
     assert_pings(a, &v4(1));
-    let before = [pair.traffic(0), pair.traffic(1)];
+    let before = pair.quiet_traffic();
     assert!(before.iter().all(|t| t.tx > 0 && t.rx > 0), "{before:?}");
 
     // 14 + 20 + 8 + 56 bytes each.
@@ -390,7 +403,7 @@ fn tcp_carries_content(form: Form, over: Over) {
     assert_pings(a, &v4(1));
     assert_pings(a, &v6(1));
 
-    let before = [pair.traffic(0), pair.traffic(1)];
+    let before = pair.quiet_traffic();
     let wire = pair.wire(0);
     transfer(a, b, &v4(1), bytes);
     let whole = wire.seen();
@@ -414,7 +427,7 @@ fn tcp_carries_content(form: Form, over: Over) {
     // A capture in front of the tunnel device would keep it from merging: it holds clones.
     drop(wire);
     let device = Capture::on(&pair.hosts[0].netns, "vxlan0");
-    let before = [pair.traffic(0), pair.traffic(1)];
+    let before = pair.quiet_traffic();
     transfer(b, a, &v6(0), bytes);
     let merged = device.seen();
     assert!(large(&merged, full) > 0, "GRO merged nothing among {} packets of the device", merged.len());

@@ -1,14 +1,14 @@
 //! Attaches programs as filters of the `clsact` qdisc, for kernels without TCX (before Linux 6.6).
 //!
-//! Ours is the filter of kind `bpf`, chain 0, protocol `all`, with [`FILTER_PRIORITY`] and one of [`FILTER_HANDLES`]. They
-//! are fixed, so that attaching again replaces the program in place, without a gap, and a restart finds its filter. The
-//! second handle is for moving back to the head: a new filter of a priority runs before the older ones.
+//! Ours is the filter of kind `bpf`, chain 0, protocol `all`, with [`FILTER_PRIORITY`] and one of the instance's two
+//! handles. They are fixed, so that attaching again replaces the program in place, without a gap, and a restart finds its
+//! filter. The second handle is for moving back to the head: a new filter of a priority runs before the older ones.
 //! Filters of others are left alone.
 
 use super::Netlink;
 use super::attributes::{attribute, attributes, text, u32_host};
 use super::transport::{Failure, Frame};
-use crate::model::{Attachment, Direction, HookKind};
+use crate::model::{Attachment, Direction, HookKind, Instance};
 use anyhow::{Context, Result, anyhow, bail};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -21,9 +21,18 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Priority of our filter: the first that the kernel runs.
 pub const FILTER_PRIORITY: u16 = 1;
 
-/// Handles of our filter within its priority, "tm" and the next; one is in use at a time. Other tools that sit at
-/// priority 1 use handle 1.
+/// Handles of the filter of the usual instance within its priority, "tm" and the next; one is in use at a time. Other
+/// tools that sit at priority 1 use handle 1.
 pub const FILTER_HANDLES: [u32; 2] = [0x746d, 0x746e];
+
+/// Handles of an instance's filter: [`FILTER_HANDLES`], or two from the upper half that are the instance's own.
+pub(super) fn handles(instance: &Instance, hash: u32) -> [u32; 2] {
+    if *instance == Instance::default() {
+        return FILTER_HANDLES;
+    }
+    let first = (hash | 0x8000_0000) & !1;
+    [first, first | 1]
+}
 
 const CLSACT: &str = "clsact";
 
@@ -80,7 +89,7 @@ struct Filter {
 }
 
 /// Reads a listed filter of chain 0. The kernel lists each priority once more, with handle 0: that isn't a filter.
-fn filter(frame: &Frame) -> Option<Filter> {
+fn filter(frame: &Frame, handles: [u32; 2]) -> Option<Filter> {
     if frame.kind != libc::RTM_NEWTFILTER {
         return None;
     }
@@ -93,7 +102,7 @@ fn filter(frame: &Frame) -> Option<Filter> {
     let bpf = attribute(tail, TCA_KIND).is_some_and(|kind| text(kind) == TcFilterBpf::KIND);
     let options = attribute(tail, TCA_OPTIONS).unwrap_or_default();
     Some(Filter {
-        ours: (bpf && FILTER_HANDLES.contains(&handle) && info == filter_info()).then_some(handle),
+        ours: (bpf && handles.contains(&handle) && info == filter_info()).then_some(handle),
         program: bpf.then(|| attribute(options, TCA_BPF_ID).and_then(u32_host)).flatten(),
     })
 }
@@ -130,8 +139,8 @@ impl Netlink {
         // In place where ours is the first that runs; else before it, with the other handle, and only then without it.
         let handle = match there.first() {
             Some((0, handle)) => *handle,
-            Some((_, old)) => FILTER_HANDLES.into_iter().find(|h| h != old).unwrap_or(FILTER_HANDLES[0]),
-            None => FILTER_HANDLES[0],
+            Some((_, old)) => self.handles.into_iter().find(|h| h != old).unwrap_or(self.handles[0]),
+            None => self.handles[0],
         };
         if there.iter().any(|(place, h)| *h == handle && *place > 0) {
             self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
@@ -162,7 +171,7 @@ impl Netlink {
     /// Places in the order of execution and handles of what is ours at a hook.
     async fn ours(&self, ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
         let frames = self.filters(ifindex, direction).await?;
-        let placed = (0..).zip(frames.iter().filter_map(filter));
+        let placed = (0..).zip(frames.iter().filter_map(|frame| filter(frame, self.handles)));
         Ok(placed.filter_map(|(place, filter)| Some((place, filter.ours?))).collect())
     }
 
@@ -224,7 +233,8 @@ impl Netlink {
         for &ifindex in ifindexes.iter().filter(|ifindex| clsact.contains(ifindex)) {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let frames = self.filters(ifindex, direction).await?;
-                let ours = frames.iter().filter_map(filter).zip(0..).find(|(filter, _)| filter.ours.is_some());
+                let mut placed = frames.iter().filter_map(|frame| filter(frame, self.handles)).zip(0..);
+                let ours = placed.find(|(filter, _)| filter.ours.is_some());
                 found.extend(ours.map(|(filter, position)| Attachment {
                     kind: HookKind::Clsact,
                     ifindex,
@@ -247,7 +257,7 @@ impl Netlink {
         if self.clsact_kind(ifindex).await.with_context(what)?.as_deref() != Some(CLSACT) {
             return Ok(());
         }
-        for handle in FILTER_HANDLES {
+        for handle in self.handles {
             self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
         }
         for side in [Direction::Ingress, Direction::Egress] {
@@ -282,7 +292,7 @@ mod tests {
         message.attributes.push(TcAttribute::Chain(0));
         message.attributes.push(TcAttribute::Options(vec![TcOption::Bpf(TcFilterBpfOption::ProgId(42))]));
         change(&mut message);
-        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)))
+        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)), FILTER_HANDLES)
     }
 
     #[test]
@@ -294,6 +304,14 @@ mod tests {
         assert!(listed(|m| m.header.info = (2 << 16) | (filter_info() & 0xffff)).unwrap().ours.is_none());
         assert!(listed(|m| m.header.info = (1 << 16) | u32::from(0x0800u16.to_be())).unwrap().ours.is_none());
         assert!(listed(|m| m.attributes[0] = TcAttribute::Kind("flower".to_owned())).unwrap().ours.is_none());
+    }
+
+    #[test]
+    fn an_instance_has_two_handles_of_its_own() {
+        let of = |pins: &str, hash| handles(&Instance::of(std::path::Path::new(pins)), hash);
+        assert_eq!(of(Instance::DEFAULT_PINS, 5), FILTER_HANDLES);
+        assert_eq!(of("/sys/fs/bpf/other", 5), [0x8000_0004, 0x8000_0005]);
+        assert_eq!(of("/sys/fs/bpf/third", u32::MAX), [u32::MAX - 1, u32::MAX]);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Netlink {
     transport: Transport,
     /// Group of devices that are being made.
     unfinished: u32,
+    /// Handles of our clsact filters.
+    handles: [u32; 2],
 }
 
 impl Netlink {
@@ -42,16 +44,17 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses a netlink socket.
     pub async fn open() -> Result<Self> {
-        Ok(Self { transport: Transport::open()?, unfinished: device::UNFINISHED_GROUPS })
+        Ok(Self { transport: Transport::open()?, unfinished: device::UNFINISHED_GROUPS, handles: FILTER_HANDLES })
     }
 
-    /// Tells half-made devices of that instance from those of others.
+    /// Tells half-made devices and filters of that instance from those of others.
     #[must_use]
     pub fn for_instance(mut self, instance: &Instance) -> Self {
         use sha2::{Digest, Sha256};
         let digest = Sha256::digest(instance.port_alias("", ""));
-        let [high, low] = [0, 1].map(|n| digest.get(n).copied().unwrap_or_default());
-        self.unfinished = device::UNFINISHED_GROUPS | u32::from(u16::from_be_bytes([high, low]));
+        let hash = u32::from_be_bytes([0, 1, 2, 3].map(|n| digest.get(n).copied().unwrap_or_default()));
+        self.unfinished = device::UNFINISHED_GROUPS | hash >> 16;
+        self.handles = clsact::handles(instance, hash);
         self
     }
 

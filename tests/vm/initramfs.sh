@@ -74,7 +74,7 @@ for executable; do
     echo "$(sed -E 's/-[0-9a-f]{16}$//' <<<"$name") $path"
 done >"$root/vm/tests"
 {
-    printf 'directory=%q\nlimit=%q\n' "$project" "${VM_TEST_TIMEOUT:?}"
+    printf 'directory=%q\nlimit=%q\nfilter=%q\n' "$project" "${VM_TEST_TIMEOUT:?}" "${VM_FILTER:-}"
     for variable in "${!VM_ENV_@}"; do
         printf '%s=%q\n' "${variable#VM_ENV_}" "${!variable}"
     done

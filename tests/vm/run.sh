@@ -3,6 +3,7 @@
 #
 # usage: run.sh [EXECUTABLE...]      (default: cargo's tests named kernel_*, bpf_* and netlink_* but kernel_files, and the demo)
 #   VM_TESTS         extended regular expression of the names of tests to run instead, without the demo
+#   VM_FILTER        run only tests whose name holds that, of each executable
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
 #   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
 #   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 3300
