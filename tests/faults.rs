@@ -91,7 +91,7 @@ impl Run {
         });
         let wire = kernel.wire();
         for said in &status.mappings {
-            let mapping = &goal.mappings[&said.interface];
+            let mapping = &goal.mappings[said.interface.as_str()];
             let link = observed.link(&said.interface);
             let tunnel = device(&observed, &goal.tunnels[&said.tunnel]);
             match said.state {

@@ -88,7 +88,7 @@ fn await_attaching(host: &Host, count: u64) -> u64 {
 fn status_and_signals_are_answered_during_a_long_first_attach() {
     let _switch = Switch::off();
     let underlay = Underlay::new();
-    let count = if slow() { 60 } else { 400 };
+    let count = if slow() { 600 } else { 400 };
     let host = host(&underlay, count);
     let daemon = host.daemon_unready();
     await_attaching(&host, count);
@@ -106,7 +106,7 @@ fn status_and_signals_are_answered_during_a_long_first_attach() {
 fn down_gives_up_a_long_first_attach_and_leaves_nothing() {
     let _switch = Switch::off();
     let underlay = Underlay::new();
-    let count = if slow() { 60 } else { 300 };
+    let count = if slow() { 600 } else { 300 };
     let host = host(&underlay, count);
     let _daemon = host.daemon_unready();
     await_attaching(&host, count);

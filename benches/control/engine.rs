@@ -142,7 +142,7 @@ fn world(count: u32) -> (Desired, Observed) {
         kind: "vxlan".to_owned(),
         mtu: 1450,
         up: true,
-        tunnel: Some(device),
+        tunnel: Some(Box::new(device)),
         ..Link::default()
     }];
     let mut attachments = vec![Attachment {
@@ -162,17 +162,17 @@ fn world(count: u32) -> (Desired, Observed) {
             program: Some(1),
             position: 0,
         });
-        let key = TunnelKey { tunnel: "vx0".to_owned(), id: entry.key.id, remote: entry.key.remote };
+        let key = TunnelKey { tunnel: "vx0".into(), id: entry.key.id, remote: entry.key.remote };
         let mapping = Mapping {
-            tenant: "bench".to_owned(),
-            interface: name.clone(),
+            tenant: "bench".into(),
+            interface: name.as_str().into(),
             key,
             local,
             attach: Default::default(),
             generated: None,
             origin: Default::default(),
         };
-        desired.mappings.insert(name, mapping);
+        desired.mappings.insert(name.into(), mapping);
     }
     let sorted = |mut keys: Vec<(TunKey, SlotRef)>| {
         keys.sort_unstable_by_key(|(key, _)| *key);

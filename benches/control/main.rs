@@ -42,7 +42,8 @@ fn store(markdown: &str) {
     let (head, rest) = text.split_once(BEGIN).expect("docs/benchmarks.md has lost its markers");
     let (_, tail) = rest.split_once(END).expect("docs/benchmarks.md has lost its markers");
     let uname = rustix::system::uname();
-    let machine =
-        format!("Linux {}, {} CPUs.", uname.release().to_string_lossy(), std::thread::available_parallelism().unwrap());
+    let release = uname.release().to_string_lossy();
+    let version = release.split('-').next().unwrap_or(&release);
+    let machine = format!("Linux {version}, {} CPUs.", std::thread::available_parallelism().unwrap());
     std::fs::write(path, format!("{head}{BEGIN}\n{machine}\n\n{markdown}\n{END}{tail}")).unwrap();
 }

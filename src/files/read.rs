@@ -59,7 +59,7 @@ pub type Listing = Vec<(PathBuf, Stamp)>;
 
 /// Where topology files are read from; tests put one in between that changes under the reader's hands.
 pub trait Disk {
-    /// Lists the topology files of these directories (or files), sorted.
+    /// Lists the topology files of these directories (or files), sorted by the bytes of their paths.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ pub fn list(paths: &[PathBuf]) -> Result<Listing> {
             out.push((path.clone(), Stamp::of(&metadata)));
         }
     }
-    out.sort_by(|a, b| a.0.cmp(&b.0));
+    out.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
     out.dedup_by(|a, b| a.0 == b.0);
     if out.is_empty() {
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();

@@ -1,6 +1,6 @@
 //! What the topology files ask of one node.
 
-use super::{Attach, Origin, OuterField, TunnelKey, TunnelKind};
+use super::{Attach, Name, Origin, OuterField, TunnelKey, TunnelKind};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +17,18 @@ pub struct Desired {
     /// Bridges that tenants of this node join, by name.
     pub bridges: BTreeMap<String, Bridge>,
     /// Mappings by interface name: an interface has at most one.
-    pub mappings: BTreeMap<String, Mapping>,
+    pub mappings: BTreeMap<Name, Mapping>,
+}
+
+impl Desired {
+    /// The mappings whose interfaces another state doesn't map: both are walked side by side.
+    pub fn mappings_not_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Mapping> {
+        let mut others = other.mappings.keys().peekable();
+        self.mappings.iter().filter_map(move |(interface, mapping)| {
+            while others.next_if(|o| *o < interface).is_some() {}
+            (others.peek() != Some(&interface)).then_some(mapping)
+        })
+    }
 }
 
 /// What is to be in force, and what of it the files no longer have.
@@ -127,9 +138,9 @@ pub struct GeneratedPort {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// Label for people and metrics; empty where a low-level mapping names none.
-    pub tenant: String,
+    pub tenant: Name,
     /// Interface name.
-    pub interface: String,
+    pub interface: Name,
     /// Tunnel, id and remote.
     pub key: TunnelKey,
     /// Underlay source of what is sent.
@@ -137,7 +148,7 @@ pub struct Mapping {
     /// How the interface is attached.
     pub attach: Attach,
     /// Set where the daemon makes the interface itself.
-    pub generated: Option<GeneratedPort>,
+    pub generated: Option<Box<GeneratedPort>>,
     /// Where it was declared.
     pub origin: Origin,
 }
@@ -145,7 +156,7 @@ pub struct Mapping {
 impl Mapping {
     /// Stable address of the mapping in plans: `tenant/interface`, or the interface alone.
     pub fn address(&self) -> String {
-        if self.tenant.is_empty() { self.interface.clone() } else { format!("{}/{}", self.tenant, self.interface) }
+        if self.tenant.is_empty() { self.interface.to_string() } else { format!("{}/{}", self.tenant, self.interface) }
     }
 }
 

@@ -6,11 +6,13 @@
 mod counters;
 mod desired;
 mod device;
+mod name;
 mod observed;
 
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
+pub use name::Name;
 pub use observed::*;
 
 use serde::{Deserialize, Serialize};
@@ -121,7 +123,7 @@ pub enum OuterField {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TunnelKey {
     /// Name of the tunnel, which is the name of its device.
-    pub tunnel: String,
+    pub tunnel: Name,
     /// Tunnel id (VNI or GRE key).
     pub id: u32,
     /// Underlay address of the far host.
@@ -139,7 +141,7 @@ impl fmt::Display for TunnelKey {
 #[serde(into = "String", try_from = "String")]
 pub struct Origin {
     /// Path as given to the reader.
-    pub file: String,
+    pub file: Name,
     /// Line, from 1.
     pub line: u32,
     /// Column in characters, from 1.
@@ -160,7 +162,7 @@ impl TryFrom<String> for Origin {
         let (column, line, file) = (parts.next(), parts.next(), parts.next());
         let number = |part: Option<&str>| part.and_then(|p| p.parse().ok());
         match (file, number(line), number(column)) {
-            (Some(file), Some(line), Some(column)) => Ok(Self { file: file.to_owned(), line, column }),
+            (Some(file), Some(line), Some(column)) => Ok(Self { file: file.into(), line, column }),
             _ => Err(format!("{text:?} isn't file:line:column")),
         }
     }

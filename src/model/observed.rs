@@ -106,7 +106,7 @@ pub struct Link {
     /// For a veth: whether its peer lives in another namespace (`IFLA_LINK_NETNSID` is present).
     pub peer_in_other_netns: bool,
     /// What the kernel says of a tunnel device.
-    pub tunnel: Option<TunnelDevice>,
+    pub tunnel: Option<Box<TunnelDevice>>,
     /// The device's own drop counters: received and sent packets dropped.
     pub dropped: (u64, u64),
 }

@@ -106,10 +106,10 @@ fn read_info(info: &[u8], link: &mut Link) {
     }
     let data = attribute(info, IFLA_INFO_DATA).unwrap_or_default();
     link.tunnel = match link.kind.as_str() {
-        "vxlan" => Some(vxlan(data)),
-        "geneve" => Some(geneve(data)),
-        "gretap" => Some(gretap(data, false)),
-        "ip6gretap" => Some(gretap(data, true)),
+        "vxlan" => Some(vxlan(data).into()),
+        "geneve" => Some(geneve(data).into()),
+        "gretap" => Some(gretap(data, false).into()),
+        "ip6gretap" => Some(gretap(data, true).into()),
         _ => None,
     };
     if attribute(info, IFLA_INFO_SLAVE_KIND).is_some_and(|kind| text(kind) == "bridge") {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn read_tunnel(kind: InfoKind, data: InfoData) -> TunnelDevice {
-        read(vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)])]).tunnel.unwrap()
+        *read(vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)])]).tunnel.unwrap()
     }
 
     #[test]

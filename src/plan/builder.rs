@@ -47,7 +47,7 @@ pub(super) struct PlannedMapping<'a> {
 impl PlannedMapping<'_> {
     /// The interface.
     pub(super) fn link(&self) -> LinkRef {
-        LinkRef { name: self.mapping.interface.clone(), ifindex: self.ifindex }
+        LinkRef { name: self.mapping.interface.to_string(), ifindex: self.ifindex }
     }
 }
 

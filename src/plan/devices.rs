@@ -221,7 +221,7 @@ pub(super) fn bridges_and_ports(b: &mut Builder<'_>) {
 }
 
 fn pending(b: &mut Builder<'_>, mapping: &Mapping, why: String) {
-    b.pending.push(Pending { address: mapping.address(), interface: mapping.interface.clone(), why });
+    b.pending.push(Pending { address: mapping.address(), interface: mapping.interface.to_string(), why });
 }
 
 fn existing_interface(b: &mut Builder<'_>, mapping: &Mapping) -> Option<LinkRef> {
@@ -316,7 +316,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     let Some(link) = b.links.named(&mapping.interface) else {
         let kind = b.input.observed.features.port_kind;
         let name = mapping.interface.clone();
-        let link = NewLink::Port { name: name.clone(), kind, altname, alias, mtu };
+        let link = NewLink::Port { name: name.to_string(), kind, altname, alias, mtu };
         b.operation(Phase::MakeLinks, &address, Step::CreateLink { link });
         let link = LinkRef::to_be_made(&name);
         // Joins and goes up last, with its program attached, so that nothing passes it unfiltered.
@@ -391,13 +391,13 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
     let mut doomed: Vec<(&Link, Object, String)> = Vec::new();
     for link in &observed.links {
         let Some(made) = observed.instance.made(link.alias.as_deref()) else { continue };
-        let ports = b.input.accepted.and_then(|a| a.mappings.get(&link.name)).map(Mapping::address);
+        let ports = b.input.accepted.and_then(|a| a.mappings.get(link.name.as_str())).map(Mapping::address);
         if made.strip_prefix("tunnel ") == Some(link.name.as_str()) {
             if !desired.tunnels.contains_key(&link.name) {
                 doomed.push((link, Object::Tunnel, link.name.clone()));
             }
         } else if let Some(of) = made.strip_prefix("port ")
-            && desired.mappings.get(&link.name).is_none_or(|m| m.generated.is_none())
+            && desired.mappings.get(link.name.as_str()).is_none_or(|m| m.generated.is_none())
         {
             let tenant = of.split('/').next().unwrap_or(of);
             doomed.push((link, Object::Mapping, ports.unwrap_or_else(|| format!("{tenant}/{}", link.name))));
@@ -418,7 +418,9 @@ pub(super) fn leftovers(b: &mut Builder<'_>) {
         b.deleted_links.insert(link.ifindex, address.clone());
         b.operation(Phase::DeleteLinks, &address, Step::DeleteLink { link: LinkRef::of(link) });
         let known = b.input.accepted.is_none_or(|a| {
-            a.tunnels.contains_key(&address) || a.bridges.contains_key(&address) || a.mappings.contains_key(&link.name)
+            a.tunnels.contains_key(&address)
+                || a.bridges.contains_key(&address)
+                || a.mappings.contains_key(link.name.as_str())
         });
         let reason = if known { Reason::Removed } else { Reason::Drift };
         b.device_change(object, &address, ChangeAction::Delete, reason, format!("delete device {}", link.name));

@@ -211,7 +211,7 @@ fn held_fast<'a>(b: &Builder<'a>, hooks: &mut Hooks<'a>, wanted: &[Wanted<'a>]) 
                 continue;
             }
             (Program::HandleIngress { tunnel: tunnel.index }, Owner::Tunnel(name))
-        } else if let Some(mapping) = b.input.desired.mappings.get(&link.name) {
+        } else if let Some(mapping) = b.input.desired.mappings.get(link.name.as_str()) {
             (Program::HandleEgress, Owner::Mapping(mapping))
         } else {
             continue;

@@ -19,7 +19,7 @@ fn has_key(b: &Builder<'_>, mapping: &Mapping, key: TunKey) -> bool {
     mapping.key.id == key.id
         && mapping.key.remote == key.remote
         && b.tunnels.get(mapping.key.tunnel.as_str()).map_or_else(
-            || b.live.conf.get(&key.tunnel).is_some_and(|c| c.name == mapping.key.tunnel),
+            || b.live.conf.get(&key.tunnel).is_some_and(|c| mapping.key.tunnel == c.name),
             |t| t.index == key.tunnel,
         )
 }
@@ -247,7 +247,7 @@ pub(super) fn entries(b: &mut Builder<'_>) {
 /// Writes what a mapping lacks. Returns the place of its key among the live ones.
 fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) -> Option<usize> {
     let mapping = p.mapping;
-    let tunnel = b.input.desired.tunnels.get(&mapping.key.tunnel)?;
+    let tunnel = b.input.desired.tunnels.get(mapping.key.tunnel.as_str())?;
     let key = key_of(mapping, index);
     let endpoint = mapping.attach == Attach::Endpoint;
     let slot_ref = SlotRef { slot: p.slot, endpoint, valid: true };
@@ -342,7 +342,7 @@ fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason 
         Reason::Added
     } else if p.mapping.generated.is_some() && p.ifindex.is_none() {
         Reason::Drift
-    } else if b.input.was_pending.contains(&p.mapping.interface) {
+    } else if b.input.was_pending.contains(p.mapping.interface.as_str()) {
         Reason::InterfaceAppeared
     } else if !live_if && b.live.ifs.iter().any(|(i, e)| Some(i) != p.ifindex && has_key(b, p.mapping, e.key)) {
         Reason::InterfaceRecreated

@@ -5,8 +5,8 @@ use super::*;
 
 pub(super) fn view(mapping: &Mapping) -> MappingView {
     MappingView {
-        interface: mapping.interface.clone(),
-        tunnel: mapping.key.tunnel.clone(),
+        interface: mapping.interface.to_string(),
+        tunnel: mapping.key.tunnel.to_string(),
         id: mapping.key.id,
         remote: mapping.key.remote,
         local: Some(mapping.local),

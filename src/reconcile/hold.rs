@@ -12,11 +12,11 @@ pub fn keep(accepted: &Desired, new: &Desired, interfaces: &BTreeSet<String>) ->
     let mut out = new.clone();
     let keys: BTreeSet<_> = new.mappings.values().map(|m| m.key.clone()).collect();
     for interface in interfaces {
-        let Some(mapping) = accepted.mappings.get(interface) else { continue };
-        if out.mappings.contains_key(interface) || keys.contains(&mapping.key) {
+        let Some(mapping) = accepted.mappings.get(interface.as_str()) else { continue };
+        if out.mappings.contains_key(interface.as_str()) || keys.contains(&mapping.key) {
             continue;
         }
-        if let Some(tunnel) = accepted.tunnels.get(&mapping.key.tunnel) {
+        if let Some(tunnel) = accepted.tunnels.get(mapping.key.tunnel.as_str()) {
             out.tunnels.entry(tunnel.name.clone()).or_insert_with(|| tunnel.clone());
         }
         if let Some(bridge) = mapping.generated.as_ref().and_then(|g| accepted.bridges.get(&g.bridge)) {
@@ -29,7 +29,7 @@ pub fn keep(accepted: &Desired, new: &Desired, interfaces: &BTreeSet<String>) ->
                 out.mappings.retain(|_, m| !waits(m));
             }
         }
-        out.mappings.insert(interface.clone(), mapping.clone());
+        out.mappings.insert(mapping.interface.clone(), mapping.clone());
     }
     out
 }

@@ -68,7 +68,7 @@ pub fn intend(before: Option<&Intent>, new: Desired, removals: Removals) -> Inte
     }
     let still_held: BTreeSet<String> = before.held.intersection(&all).cloned().collect();
     let mut judged = before.desired.clone();
-    judged.mappings.retain(|interface, _| !still_held.contains(interface));
+    judged.mappings.retain(|interface, _| !still_held.contains(interface.as_str()));
     let verdict = removed(&judged);
     let fresh: BTreeSet<String> = verdict.removed.into_iter().collect();
 

@@ -4,7 +4,7 @@ use crate::files::read::{Disk, Files, Listing, Stamp};
 use crate::model::Desired;
 use crate::topology::render::{Form, render};
 use crate::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, merge, parse};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -14,14 +14,26 @@ pub struct Loader<D = Files> {
     disk: D,
     paths: Vec<PathBuf>,
     node: NodeChoice,
-    /// Without a stamp: must be read again.
-    cache: HashMap<PathBuf, (Option<Stamp>, ParsedFile)>,
+    /// In the order of the last listing.
+    cache: Vec<Cached>,
     /// What the last look found: files, or why there are none.
     seen: Option<Result<Listing, String>>,
+    /// Files that were written in the same tick of their clock in which they were read, with their text: they may have
+    /// changed since without showing it.
+    fresh: Vec<(PathBuf, Vec<u8>)>,
     /// Whether the last load found what the one before it had found.
     steady: bool,
     /// Directories of which something was accepted.
     had: BTreeSet<PathBuf>,
+}
+
+/// A file that was read.
+#[derive(Debug)]
+struct Cached {
+    path: PathBuf,
+    /// Without one it must be read again.
+    stamp: Option<Stamp>,
+    parsed: ParsedFile,
 }
 
 /// Why the topology was not accepted.
@@ -77,7 +89,16 @@ impl<D: Disk> Loader<D> {
             Some(name) => NodeChoice::Named(name.to_owned()),
             None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
         };
-        Self { disk, paths, node, cache: HashMap::new(), seen: None, steady: false, had: BTreeSet::new() }
+        Self {
+            disk,
+            paths,
+            node,
+            cache: Vec::new(),
+            seen: None,
+            fresh: Vec::new(),
+            steady: false,
+            had: BTreeSet::new(),
+        }
     }
 
     /// Where it reads from.
@@ -92,7 +113,37 @@ impl<D: Disk> Loader<D> {
 
     /// Whether the directories look as they did at the last [`Loader::load`], errors included.
     pub fn unchanged(&self) -> bool {
-        self.seen.as_ref() == Some(&self.disk.list(&self.paths).map_err(|e| format!("{e:#}")))
+        self.fresh.is_empty() && self.lists(&self.disk.list(&self.paths))
+    }
+
+    /// Whether the directories are as they were at the last [`Loader::load`]. Files of which nobody can tell by their
+    /// stamps are compared.
+    pub fn confirm(&mut self) -> bool {
+        if !self.lists(&self.disk.list(&self.paths)) {
+            return false;
+        }
+        let fresh = std::mem::take(&mut self.fresh);
+        for (path, text) in &fresh {
+            let Some((file, stamp)) = self.disk.read(path).ok().filter(|(file, _)| file.text == *text) else {
+                self.fresh = fresh;
+                return false;
+            };
+            if stamp.is_fresh(self.disk.now()) {
+                self.fresh.push((path.clone(), file.text));
+            } else if let Some(cached) = self.cache.iter_mut().find(|cached| cached.path == *path) {
+                cached.stamp = Some(stamp);
+            }
+        }
+        true
+    }
+
+    /// Whether that is what the last look found.
+    fn lists(&self, listing: &anyhow::Result<Listing>) -> bool {
+        match (&self.seen, listing) {
+            (Some(Ok(seen)), Ok(now)) => seen == now,
+            (Some(Err(seen)), Err(now)) => *seen == format!("{now:#}"),
+            _ => false,
+        }
     }
 
     /// Whether the last [`Loader::load`] found what the one before it had found, and read nothing anew.
@@ -103,10 +154,13 @@ impl<D: Disk> Loader<D> {
     /// Takes note of the directories that an accepted state came from: one of several that is empty all at once, because it
     /// isn't mounted yet, say, doesn't mean that what it had is to be deleted.
     pub fn remember(&mut self, accepted: &Desired) {
+        if self.had.len() == self.paths.len() {
+            return;
+        }
         let mappings = accepted.mappings.values().map(|m| &m.origin);
         let tunnels = accepted.tunnels.values().map(|t| &t.origin);
         for origin in mappings.chain(tunnels) {
-            let from = |path: &&PathBuf| Path::new(&origin.file).starts_with(path);
+            let from = |path: &&PathBuf| Path::new(origin.file.as_str()).starts_with(path);
             self.had.extend(self.paths.iter().find(from).cloned());
         }
     }
@@ -118,12 +172,25 @@ impl<D: Disk> Loader<D> {
     /// [`Rejected`]: nothing of a topology with an error is taken over.
     pub fn load(&mut self) -> Result<Desired, Rejected> {
         let listing = self.disk.list(&self.paths);
-        let seen = Some(match &listing {
+        self.load_listed(listing)
+    }
+
+    /// As [`Loader::load`]; `None` where the directories look as they did at the last one.
+    pub fn load_changed(&mut self) -> Option<Result<Desired, Rejected>> {
+        let listing = self.disk.list(&self.paths);
+        if self.fresh.is_empty() && self.lists(&listing) {
+            return None;
+        }
+        Some(self.load_listed(listing))
+    }
+
+    fn load_listed(&mut self, listing: anyhow::Result<Listing>) -> Result<Desired, Rejected> {
+        self.steady = self.fresh.is_empty() && self.lists(&listing);
+        self.fresh.clear();
+        self.seen = Some(match &listing {
             Ok(files) => Ok(files.clone()),
             Err(error) => Err(format!("{error:#}")),
         });
-        self.steady = self.seen == seen;
-        self.seen = seen;
         let listing = listing.map_err(Rejected::Unreadable)?;
         let gone = |had: &&PathBuf| !listing.iter().any(|(file, _)| file.starts_with(had));
         if let Some(path) = self.had.iter().find(gone) {
@@ -133,25 +200,8 @@ impl<D: Disk> Loader<D> {
                 path.display()
             )));
         }
-        let known: std::collections::HashSet<&PathBuf> = listing.iter().map(|(p, _)| p).collect();
-        self.cache.retain(|path, _| known.contains(path));
-        for (path, stamp) in &listing {
-            if self.cache.get(path).is_some_and(|(cached, _)| cached.as_ref() == Some(stamp)) {
-                continue;
-            }
-            let (file, stamp) = self.disk.read(path).map_err(|error| {
-                self.seen = None;
-                Rejected::Unreadable(error)
-            })?;
-            self.steady = false;
-            // It may have changed since, in the same tick of its clock: the next look reads it again.
-            let settled = !stamp.is_fresh(self.disk.now());
-            if !settled {
-                self.seen = None;
-            }
-            self.cache.insert(path.clone(), (settled.then_some(stamp), parse(&file).slim()));
-        }
-        let files = listing.iter().filter_map(|(path, _)| self.cache.get(path)).map(|(_, parsed)| parsed);
+        self.refresh(&listing)?;
+        let files = self.cache.iter().map(|cached| &cached.parsed);
         let compiled = merge(files).and_then(|topology| topology.compile(&self.node));
         let accepted = compiled.map_err(|diagnostics| {
             // The cache has lost the places of fields: the errors are found again with all of them.
@@ -163,5 +213,37 @@ impl<D: Disk> Loader<D> {
         })?;
         self.remember(&accepted);
         Ok(accepted)
+    }
+
+    /// Reads and parses what changed.
+    fn refresh(&mut self, listing: &Listing) -> Result<(), Rejected> {
+        let mut known = std::mem::take(&mut self.cache).into_iter().peekable();
+        self.cache.reserve_exact(listing.len());
+        for (path, stamp) in listing {
+            let bytes = path.as_os_str();
+            while known.next_if(|cached| cached.path.as_os_str() < bytes).is_some() {}
+            let cached = known.next_if(|cached| cached.path.as_os_str() == bytes);
+            if let Some(cached) = cached.filter(|cached| cached.stamp.as_ref() == Some(stamp)) {
+                self.cache.push(cached);
+                continue;
+            }
+            let (file, stamp) = match self.disk.read(path) {
+                Ok(read) => read,
+                Err(error) => {
+                    self.seen = None;
+                    self.cache.extend(known);
+                    return Err(Rejected::Unreadable(error));
+                }
+            };
+            self.steady = false;
+            // It may have changed since, in the same tick of its clock: the next look reads it again.
+            let settled = !stamp.is_fresh(self.disk.now());
+            let parsed = parse(&file).slim();
+            if !settled {
+                self.fresh.push((path.clone(), file.text));
+            }
+            self.cache.push(Cached { path: path.clone(), stamp: settled.then_some(stamp), parsed });
+        }
+        Ok(())
     }
 }

@@ -266,7 +266,7 @@ impl Status {
                     (State::Pending, Some(format!("tunnel {} has no usable device", m.key.tunnel)))
                 } else if let Some(change) = changing(Object::Tunnel, &m.key.tunnel) {
                     (State::Drifted, Some(format!("its tunnel {}: {}", m.key.tunnel, drift(change))))
-                } else if held.contains(&m.interface) {
+                } else if held.contains(m.interface.as_str()) {
                     (State::Held, Some("removed by the files; `apply --allow-deletes` releases it".to_owned()))
                 } else {
                     (State::Active, None)
@@ -275,11 +275,11 @@ impl Status {
                     address: m.address(),
                     state,
                     why,
-                    tenant: m.tenant.clone(),
-                    interface: m.interface.clone(),
+                    tenant: m.tenant.to_string(),
+                    interface: m.interface.to_string(),
                     ifindex: link.map(|l| l.ifindex),
                     node: m.generated.as_ref().map(|g| g.node.clone()),
-                    tunnel: m.key.tunnel.clone(),
+                    tunnel: m.key.tunnel.to_string(),
                     id: m.key.id,
                     remote: m.key.remote,
                     local: m.local,

@@ -32,21 +32,21 @@ pub fn adopt(observed: &Observed) -> Desired {
         let tunnel = desired.tunnels.entry(conf.name.clone()).or_insert_with(|| {
             let device = by_index.get(&conf.ifindex);
             let ours = device.is_some_and(|link| made(link).is_some());
-            tunnel(conf, entry, device.and_then(|link| link.tunnel.as_ref()), ours)
+            tunnel(conf, entry, device.and_then(|link| link.tunnel.as_deref()), ours)
         });
         match entry.local {
             std::net::IpAddr::V4(local) => tunnel.local.v4 = tunnel.local.v4.or(Some(local)),
             std::net::IpAddr::V6(local) => tunnel.local.v6 = tunnel.local.v6.or(Some(local)),
         }
         desired.mappings.insert(
-            link.name.clone(),
+            link.name.clone().into(),
             Mapping {
-                tenant,
-                interface: link.name.clone(),
-                key: TunnelKey { tunnel: conf.name.clone(), id: entry.key.id, remote: entry.key.remote },
+                tenant: tenant.into(),
+                interface: link.name.clone().into(),
+                key: TunnelKey { tunnel: conf.name.clone().into(), id: entry.key.id, remote: entry.key.remote },
                 local: entry.local,
                 attach: if entry.endpoint { Attach::Endpoint } else { Attach::Port },
-                generated,
+                generated: generated.map(Box::new),
                 origin: Origin::default(),
             },
         );

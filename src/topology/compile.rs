@@ -5,7 +5,8 @@ use super::document::{Addresses, MappingDoc, MemberDoc, Members, TenantDoc, Tunn
 use super::merge::{Placed, Topology, hex};
 use crate::model::*;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::net::IpAddr;
 
 /// Which node to compile for.
@@ -497,6 +498,8 @@ impl<'a> Compiler<'a> {
 
     fn low_level(&mut self, desired: &mut Desired, claims: &mut Claims<'a>) {
         let topology = self.topology;
+        let names: BTreeMap<&str, Name> = topology.tunnels.keys().map(|n| (n.as_str(), n.as_str().into())).collect();
+        claims.keys.reserve(topology.mappings.len());
         for placed in &topology.mappings {
             let doc = &placed.value;
             self.check_interface(&doc.interface, || placed.field(&["interface"]), "interface");
@@ -507,7 +510,9 @@ impl<'a> Compiler<'a> {
             }
             let Some(tunnel) = self.tunnel_of(doc.tunnel.as_deref(), placed, "mapping") else { continue };
             self.check_id(doc.id, tunnel, || placed.field(&["id"]));
-            let Some(local) = desired.tunnels.get(tunnel).map(|t| t.local) else { continue };
+            let Some((local, name)) = desired.tunnels.get(tunnel).map(|t| t.local).zip(names.get(tunnel)) else {
+                continue;
+            };
             let Some(source) = local.for_remote(doc.remote) else {
                 self.no_source(tunnel, doc.remote, placed.field(&["remote"]));
                 continue;
@@ -521,7 +526,7 @@ impl<'a> Compiler<'a> {
             let mapping = Mapping {
                 tenant: doc.tenant.clone(),
                 interface: doc.interface.clone(),
-                key: TunnelKey { tunnel: tunnel.to_owned(), id: doc.id, remote: doc.remote },
+                key: TunnelKey { tunnel: name.clone(), id: doc.id, remote: doc.remote },
                 local: source,
                 attach: doc.attach,
                 generated: None,
@@ -540,32 +545,39 @@ impl<'a> Compiler<'a> {
     }
 
     fn claim(&mut self, desired: &mut Desired, claims: &mut Claims<'a>, mapping: Mapping, claimed: Claimed<'a>) {
-        if let Some(first) = claims.interfaces.get(&mapping.interface) {
-            let message = format!("interface `{}` has two mappings", mapping.interface);
-            let diagnostic = Diagnostic::new("TM0202", claimed.interface(), message).label("claimed again here");
-            let first = first.interface();
-            self.error(diagnostic.related(first, "first claimed here"));
-            return;
-        }
-        if let Some(first) = claims.keys.get(&mapping.key) {
-            let message = format!("the key {} has two mappings", mapping.key);
-            let diagnostic = Diagnostic::new("TM0203", claimed.key(), message).label("claimed again here");
-            let first = first.key();
-            self.error(
-                diagnostic
-                    .related(first, "first claimed here")
-                    .help("a packet with that key can go to one interface only"),
-            );
-            return;
-        }
-        if desired.tunnels.contains_key(&mapping.interface) {
+        let place = match desired.mappings.entry(mapping.interface.clone()) {
+            Entry::Occupied(there) => {
+                let message = format!("interface `{}` has two mappings", mapping.interface);
+                let mut diagnostic =
+                    Diagnostic::new("TM0202", claimed.interface(), message).label("claimed again here");
+                if let Some(first) = claims.keys.get(&there.get().key) {
+                    diagnostic = diagnostic.related(first.interface(), "first claimed here");
+                }
+                self.error(diagnostic);
+                return;
+            }
+            Entry::Vacant(place) => place,
+        };
+        if desired.tunnels.contains_key(mapping.interface.as_str()) {
             let message = format!("`{}` is a tunnel, so it can't be a tenant's interface", mapping.interface);
             self.error(Diagnostic::new("TM0216", claimed.interface(), message));
             return;
         }
-        claims.interfaces.insert(mapping.interface.clone(), claimed);
-        claims.keys.insert(mapping.key.clone(), claimed);
-        desired.mappings.insert(mapping.interface.clone(), mapping);
+        match claims.keys.entry(mapping.key.clone()) {
+            hash_map::Entry::Occupied(first) => {
+                let message = format!("the key {} has two mappings", mapping.key);
+                let diagnostic = Diagnostic::new("TM0203", claimed.key(), message).label("claimed again here");
+                self.error(
+                    diagnostic
+                        .related(first.get().key(), "first claimed here")
+                        .help("a packet with that key can go to one interface only"),
+                );
+            }
+            hash_map::Entry::Vacant(key) => {
+                key.insert(claimed);
+                place.insert(mapping);
+            }
+        }
     }
 
     fn tenants(&mut self, node: &'a str, own: &[IpAddr], desired: &mut Desired, claims: &mut Claims<'a>) {
@@ -576,10 +588,11 @@ impl<'a> Compiler<'a> {
             // Reported by check_whole already.
             let named = tenant.value.tunnel.as_deref().or_else(|| self.only_tunnel());
             let Some(tunnel) = named.and_then(|t| desired.tunnels.get(t)).cloned() else { continue };
-            let place = tenant.place();
+            let (label, tunnel_name) = (Name::from(name.as_str()), Name::from(tunnel.name.as_str()));
+            let origin = tenant.origin();
             if let Some(bridge) = &tenant.value.bridge {
                 let made =
-                    Bridge { name: bridge.clone(), tenant: name.clone(), mtu: tunnel.mtu, origin: origin(&place) };
+                    Bridge { name: bridge.clone(), tenant: name.clone(), mtu: tunnel.mtu, origin: origin.clone() };
                 if desired.tunnels.contains_key(bridge) {
                     let message = format!("`{bridge}` is a tunnel, so it can't be a tenant's bridge");
                     self.error(Diagnostic::new("TM0216", tenant.field(&["bridge"]), message));
@@ -617,13 +630,13 @@ impl<'a> Compiler<'a> {
                     (None, None) => continue,
                 };
                 let mapping = Mapping {
-                    tenant: name.clone(),
-                    interface,
-                    key: TunnelKey { tunnel: tunnel.name.clone(), id: tenant.value.id, remote },
+                    tenant: label.clone(),
+                    interface: interface.into(),
+                    key: TunnelKey { tunnel: tunnel_name.clone(), id: tenant.value.id, remote },
                     local: source,
                     attach,
-                    generated,
-                    origin: origin(&place),
+                    generated: generated.map(Box::new),
+                    origin: origin.clone(),
                 };
                 self.claim(desired, claims, mapping, Claimed::Tenant(tenant, node));
             }
@@ -673,10 +686,9 @@ impl Claimed<'_> {
 
 #[derive(Default)]
 struct Claims<'a> {
-    interfaces: HashMap<String, Claimed<'a>>,
     keys: HashMap<TunnelKey, Claimed<'a>>,
 }
 
 fn origin(place: &super::Place) -> Origin {
-    Origin { file: place.file.clone(), line: place.line, column: place.column }
+    Origin { file: place.file.as_str().into(), line: place.line, column: place.column }
 }

@@ -1,6 +1,6 @@
 //! The file format as types: one document of one file.
 
-use crate::model::{Attach, Fast, OuterField, TunnelKind};
+use crate::model::{Attach, Fast, Name, OuterField, TunnelKind};
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -126,11 +126,11 @@ fn outer_field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OuterField,
 #[serde(deny_unknown_fields)]
 pub(super) struct MappingDoc {
     #[serde(default)]
-    pub(super) tenant: String,
-    pub(super) interface: String,
+    pub(super) tenant: Name,
+    pub(super) interface: Name,
     pub(super) id: u32,
     pub(super) remote: IpAddr,
-    pub(super) tunnel: Option<String>,
+    pub(super) tunnel: Option<Name>,
     #[serde(default)]
     pub(super) attach: Attach,
 }

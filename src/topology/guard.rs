@@ -22,12 +22,12 @@ pub struct Verdict {
 
 /// Compares the accepted state with the new one.
 pub fn check(accepted: &Desired, new: &Desired) -> Verdict {
-    let unmapped = || accepted.mappings.values().filter(|m| !new.mappings.contains_key(&m.interface));
+    let unmapped = || accepted.mappings_not_in(new);
     if unmapped().next().is_none() {
         return Verdict::default();
     }
     let keys: BTreeSet<&TunnelKey> = new.mappings.values().map(|m| &m.key).collect();
-    let removed: Vec<String> = unmapped().filter(|m| !keys.contains(&m.key)).map(|m| m.interface.clone()).collect();
+    let removed: Vec<String> = unmapped().filter(|m| !keys.contains(&m.key)).map(|m| m.interface.to_string()).collect();
     let total = accepted.mappings.len();
     let all = !removed.is_empty() && removed.len() == total;
     let many = removed.len() > FREE && removed.len() * 100 > total * SHARE;

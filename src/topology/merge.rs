@@ -4,17 +4,18 @@ use super::diagnostic::{Diagnostic, Place};
 use super::document::{Addresses, MappingDoc, TenantDoc, TunnelDoc};
 use super::parse::ParsedFile;
 use super::tree::{At, Node};
-use crate::model::Origin;
+use crate::model::{Name, Origin};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
 use std::rc::Rc;
 
 /// Something of a file, and where it stands.
 #[derive(Debug, Clone)]
 pub(super) struct Placed<T> {
     pub(super) value: T,
-    file: Rc<str>,
+    file: Name,
     at: At,
     node: Rc<Node>,
 }
@@ -27,7 +28,7 @@ impl<T> Placed<T> {
 
     /// Where it starts, as the model has it.
     pub(super) fn origin(&self) -> Origin {
-        Origin { file: self.file.as_ref().to_owned(), line: self.at.line, column: self.at.column }
+        Origin { file: self.file.clone(), line: self.at.line, column: self.at.column }
     }
 
     /// Where it starts: its name, or its first line.
@@ -103,10 +104,11 @@ pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topo
             add(&mut out.nodes, "node", &document.nodes, "nodes", file, node, &mut errors);
             add(&mut out.tunnels, "tunnel", &document.tunnels, "tunnels", file, node, &mut errors);
             add(&mut out.tenants, "tenant", &document.tenants, "tenants", file, node, &mut errors);
+            out.mappings.reserve(document.mappings.len());
             for (n, mapping) in document.mappings.iter().enumerate() {
                 let Some(item) = node.get("mappings").and_then(|m| m.item(n)) else { continue };
                 let placed =
-                    Placed { value: mapping.clone(), file: Rc::clone(&file.name), at: item.at, node: Rc::clone(item) };
+                    Placed { value: mapping.clone(), file: file.name.clone(), at: item.at, node: Rc::clone(item) };
                 out.mappings.push(placed);
             }
         }
@@ -133,7 +135,7 @@ fn add<T: Clone + PartialEq>(
 ) {
     for (name, value) in given {
         let Some((key, place)) = node.get(section).and_then(|s| s.entry(name)) else { continue };
-        let placed = Placed { value: value.clone(), file: Rc::clone(&file.name), at: key.at, node: Rc::clone(place) };
+        let placed = Placed { value: value.clone(), file: file.name.clone(), at: key.at, node: Rc::clone(place) };
         match all.get(name) {
             None => drop(all.insert(name.clone(), placed)),
             Some(first) if first.value == placed.value => {
@@ -174,8 +176,25 @@ fn revision(topology: &Topology) -> String {
             all
         },
     };
-    let text = serde_json::to_vec(&content).unwrap_or_default();
-    hex(&Sha256::digest(text), 8)
+    let mut writer = BufWriter::with_capacity(1 << 14, Hashed(Sha256::new()));
+    // Neither plain data nor a hash can fail.
+    let written = serde_json::to_writer(&mut writer, &content).is_ok();
+    let digest = writer.into_inner().ok().filter(|_| written).map(|hashed| hashed.0.finalize());
+    hex(digest.as_deref().unwrap_or_default(), 8)
+}
+
+/// Hashes what is written.
+struct Hashed(Sha256);
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The first `bytes` bytes in hexadecimal.

@@ -4,13 +4,14 @@ use super::SourceFile;
 use super::diagnostic::{Diagnostic, nearest};
 use super::document::{Document, MAPPING, MEMBER, TENANT, TOP, TUNNEL, VERSION};
 use super::tree::{self, At, Kind, Node};
+use crate::model::Name;
 use serde::Deserialize;
 use std::rc::Rc;
 
 /// A file that was read: its documents, and what is wrong with them.
 #[derive(Debug, Clone)]
 pub struct ParsedFile {
-    pub(super) name: Rc<str>,
+    pub(super) name: Name,
     pub(super) documents: Vec<(Document, Rc<Node>)>,
     pub(super) diagnostics: Vec<Diagnostic>,
 }
@@ -32,8 +33,8 @@ impl ParsedFile {
 
 /// Reads one file. It never fails: what is wrong is in the result.
 pub fn parse(file: &SourceFile) -> ParsedFile {
-    let name: Rc<str> = file.name.as_str().into();
-    let mut out = ParsedFile { name: Rc::clone(&name), documents: Vec::new(), diagnostics: Vec::new() };
+    let name = Name::from(file.name.as_str());
+    let mut out = ParsedFile { name: name.clone(), documents: Vec::new(), diagnostics: Vec::new() };
     let text = match std::str::from_utf8(&file.text) {
         Ok(text) => text,
         Err(error) => {
@@ -70,7 +71,8 @@ pub fn parse(file: &SourceFile) -> ParsedFile {
     }
     for (document, node) in serde_yaml::Deserializer::from_str(text).zip(nodes) {
         match Document::deserialize(document) {
-            Ok(document) => {
+            Ok(mut document) => {
+                share(&mut document);
                 check_version(&name, &document, &node, &mut out.diagnostics);
                 out.documents.push((document, node));
             }
@@ -78,6 +80,21 @@ pub fn parse(file: &SourceFile) -> ParsedFile {
         }
     }
     out
+}
+
+/// What mappings say in one file after the other is kept once.
+fn share(document: &mut Document) {
+    document.mappings.shrink_to_fit();
+    let (mut tenant, mut tunnel) = (Name::default(), None);
+    for mapping in &mut document.mappings {
+        if mapping.tenant == tenant {
+            mapping.tenant = tenant.clone();
+        }
+        if mapping.tunnel == tunnel {
+            mapping.tunnel.clone_from(&tunnel);
+        }
+        (tenant, tunnel) = (mapping.tenant.clone(), mapping.tunnel.clone());
+    }
 }
 
 fn check_version(name: &str, document: &Document, node: &Node, out: &mut Vec<Diagnostic>) {

@@ -251,7 +251,7 @@ impl MemoryKernel {
                 link.kind = kind.to_string();
                 link.mtu = *mtu;
                 link.alias = Some(alias.clone());
-                link.tunnel = Some(TunnelDevice {
+                link.tunnel = Some(Box::new(TunnelDevice {
                     kind: *kind,
                     ip6: *ip6,
                     external: true,
@@ -259,7 +259,7 @@ impl MemoryKernel {
                     learning: false,
                     local: device_local(*kind, *local),
                     udp6_zero_checksum_rx: *udp6_zero_checksum_rx,
-                });
+                }));
             }
             NewLink::Bridge { mtu, alias, .. } => {
                 link.kind = "bridge".to_owned();

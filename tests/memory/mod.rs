@@ -109,7 +109,7 @@ impl MemoryKernel {
         if let Some(link) = self.state.links.iter_mut().find(|l| l.ifindex == ifindex) {
             link.kind = "vxlan".to_owned();
             link.peer_in_other_netns = false;
-            link.tunnel = Some(TunnelDevice {
+            link.tunnel = Some(Box::new(TunnelDevice {
                 kind: TunnelKind::Vxlan,
                 ip6: false,
                 external: true,
@@ -117,7 +117,7 @@ impl MemoryKernel {
                 learning: false,
                 local: Local::default(),
                 udp6_zero_checksum_rx: false,
-            });
+            }));
         }
         ifindex
     }

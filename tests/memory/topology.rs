@@ -51,28 +51,35 @@ fn tunnel(name: &str, ttl: u8) -> Tunnel {
 pub fn desired(wanted: &[Option<Choice>], ttl: u8, ports: u8) -> Desired {
     let mut out = Desired { revision: format!("{wanted:?} {ttl} {ports}"), ..Desired::default() };
     let mut keys = BTreeSet::new();
-    let mut map = |interface: &str, key: TunnelKey, attach: Attach, generated: Option<GeneratedPort>| {
+    let mut map = |interface: &str, key: TunnelKey, attach: Attach, generated: Option<Box<GeneratedPort>>| {
         if !keys.insert(key.clone()) {
             return;
         }
-        out.tunnels.entry(key.tunnel.clone()).or_insert_with(|| tunnel(&key.tunnel, ttl));
+        out.tunnels.entry(key.tunnel.to_string()).or_insert_with(|| tunnel(&key.tunnel, ttl));
         let tenant = generated.as_ref().map_or_else(|| format!("t{interface}"), |_| "mesh".to_owned());
         let local = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-        let interface = interface.to_owned();
-        let mapping =
-            Mapping { tenant, interface: interface.clone(), key, local, attach, generated, origin: Origin::default() };
+        let interface = Name::from(interface);
+        let mapping = Mapping {
+            tenant: tenant.into(),
+            interface: interface.clone(),
+            key,
+            local,
+            attach,
+            generated,
+            origin: Origin::default(),
+        };
         out.mappings.insert(interface, mapping);
     };
     for (interface, choice) in INTERFACES.iter().zip(wanted) {
         let Some(Choice { tunnel, id, far, endpoint }) = *choice else { continue };
         let tunnel = TUNNELS[usize::from(tunnel) % TUNNELS.len()].to_owned();
-        let key = TunnelKey { tunnel, id: u32::from(id) % IDS, remote: remote(far) };
+        let key = TunnelKey { tunnel: tunnel.into(), id: u32::from(id) % IDS, remote: remote(far) };
         map(interface, key, if endpoint { Attach::Endpoint } else { Attach::Port }, None);
     }
     for (n, interface) in PORTS.iter().enumerate().take(usize::from(ports)) {
-        let key = TunnelKey { tunnel: TUNNELS[0].to_owned(), id: IDS - 1, remote: remote(n as u8) };
+        let key = TunnelKey { tunnel: TUNNELS[0].into(), id: IDS - 1, remote: remote(n as u8) };
         let generated = GeneratedPort { bridge: BRIDGE.to_owned(), node: format!("n{n}") };
-        map(interface, key, Attach::Port, Some(generated));
+        map(interface, key, Attach::Port, Some(Box::new(generated)));
     }
     if out.mappings.values().any(|m| m.generated.is_some()) {
         let (name, tenant) = (BRIDGE.to_owned(), "mesh".to_owned());
@@ -92,7 +99,7 @@ pub fn fresh_kernel() -> MemoryKernel {
 /// The device of a tunnel, where it can be used.
 pub fn device<'a>(observed: &'a Observed, tunnel: &Tunnel) -> Option<&'a Link> {
     let fits = |d: &TunnelDevice| d.kind == tunnel.kind && d.external && d.port == tunnel.port;
-    observed.link(&tunnel.name).filter(|link| link.tunnel.as_ref().is_some_and(fits))
+    observed.link(&tunnel.name).filter(|link| link.tunnel.as_deref().is_some_and(fits))
 }
 
 /// The hook that a mapping's program stands on.
@@ -119,7 +126,7 @@ pub fn meaning(desired: &Desired, observed: &Observed, before: &Observed) -> Wir
         }
         Packet::Sent(ifindex, direction) => {
             let link = observed.link_by_index(ifindex);
-            let mapping = link.and_then(|l| Some((desired.mappings.get(&l.name)?, l)));
+            let mapping = link.and_then(|l| Some((desired.mappings.get(l.name.as_str())?, l)));
             let unusable = mapping.is_some_and(|(m, l)| !can_hold(m, l, observed));
             if unusable && held_fast(ifindex, direction) { Fate::Dropped } else { Fate::Host }
         }
@@ -183,7 +190,7 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
     let possible = possible(desired, observed);
     let (mut keys, mut ifs, mut slots) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (mapping, ifindex) in &possible {
-        let tunnel = &desired.tunnels[&mapping.key.tunnel];
+        let tunnel = &desired.tunnels[mapping.key.tunnel.as_str()];
         let index = index_of[tunnel.name.as_str()];
         let key = TunKey { tunnel: index, id: mapping.key.id, remote: mapping.key.remote };
         let entry = maps.if2tunkey.iter().find(|(i, _)| i == ifindex).map(|(_, e)| *e);
