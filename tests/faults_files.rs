@@ -156,11 +156,11 @@ impl Disk for &Busy {
     }
 }
 
-fn names(state: &Desired) -> Vec<&String> {
-    state.mappings.keys().collect()
+fn names(state: &Desired) -> Vec<&str> {
+    state.mappings.keys().map(|name| name.as_str()).collect()
 }
 
-fn schedule(seed: u64) -> [u64; 4] {
+fn schedule(seed: u64) -> [u64; 5] {
     let mut dice = Dice(seed);
     let root = tempfile::tempdir().unwrap();
     let (dir, state) = (root.path().join("topology"), root.path().join("state"));
@@ -170,7 +170,7 @@ fn schedule(seed: u64) -> [u64; 4] {
     let mut acceptance = open();
     assert!(acceptance.read(Cause::Changed));
     busy.rate.set([5, 20, 50][dice.below(3)]);
-    let mut happened = [0; 4];
+    let mut happened = [0; 5];
     for _ in 0..12 {
         let before = acceptance.intent().unwrap().clone();
         if dice.percent(10) {
@@ -183,7 +183,21 @@ fn schedule(seed: u64) -> [u64; 4] {
             busy.mischief();
             continue;
         };
-        let accepted = acceptance.read(cause);
+        let ahead = if cause == Cause::Changed && dice.percent(50) { acceptance.prepare() } else { None };
+        if ahead.is_some() {
+            assert_eq!(acceptance.due(), None, "what was read ahead is no look at the directory");
+            assert_eq!(acceptance.intent(), Some(&before));
+            if dice.percent(50) {
+                busy.mischief();
+            }
+        }
+        let accepted = if ahead.is_some_and(|prepared| acceptance.accept_prepared(&prepared)) {
+            acceptance.save();
+            happened[4] += 1;
+            true
+        } else {
+            acceptance.read(cause)
+        };
         assert_eq!(accepted, acceptance.config_error().is_none());
         let now = acceptance.intent().unwrap().clone();
         if !accepted {
@@ -226,9 +240,8 @@ fn schedule(seed: u64) -> [u64; 4] {
     assert_eq!((acceptance.due(), acceptance.config_error(), acceptance.unsaved()), (None, None, None));
     let (goal, intent) = (compiled(&dir).unwrap(), acceptance.intent().unwrap());
     assert!(intent.delayed.is_empty());
-    let beside: Vec<_> =
-        names(&intent.desired).into_iter().filter(|i| !goal.mappings.contains_key(*i)).cloned().collect();
-    assert!(beside.iter().all(|i| intent.held.contains(i)), "{beside:?} are in force, held are {:?}", intent.held);
+    let beside: Vec<_> = names(&intent.desired).into_iter().filter(|i| !goal.mappings.contains_key(*i)).collect();
+    assert!(beside.iter().all(|i| intent.held.contains(*i)), "{beside:?} are in force, held are {:?}", intent.held);
     assert!(goal.mappings.iter().all(|(i, m)| intent.desired.mappings.get(i) == Some(m)));
     assert_eq!(Accepted::load(&state).unwrap().as_ref(), Some(intent));
     // What is held goes when somebody allows it.
@@ -244,7 +257,7 @@ fn recorded(state: &Path) -> Option<Intent> {
 
 #[test]
 fn schedules_of_files_that_change_under_the_readers_hands() {
-    let mut happened = [0; 4];
+    let mut happened = [0; 5];
     for seed in 0..SCHEDULES {
         match std::panic::catch_unwind(|| schedule(seed)) {
             Ok(some) => happened.iter_mut().zip(some).for_each(|(all, some)| *all += some),
@@ -254,7 +267,7 @@ fn schedules_of_files_that_change_under_the_readers_hands() {
             }
         }
     }
-    assert!(happened.iter().all(|n| *n > SCHEDULES / 20), "refused, gone, unsaved, held: {happened:?}");
+    assert!(happened.iter().all(|n| *n > SCHEDULES / 20), "refused, gone, unsaved, held, read ahead: {happened:?}");
 }
 
 /// A damaged record of what was accepted is told until another one is in its place, and is never taken for an empty one.
@@ -327,6 +340,14 @@ fn a_change_within_one_tick_of_the_clock_is_not_lost() {
     assert!(acceptance.read(Cause::Changed));
     let id = |acceptance: &Acceptance<&Frozen>| acceptance.intent().unwrap().desired.mappings["e1"].key.id;
     assert_eq!(id(&acceptance), 1);
+    // Between reading ahead and accepting, too.
+    *frozen.text.borrow_mut() = version(3);
+    let ahead = acceptance.prepare().unwrap();
+    *frozen.text.borrow_mut() = version(4);
+    assert!(!acceptance.accept_prepared(&ahead));
+    let ahead = acceptance.prepare().unwrap();
+    assert!(acceptance.accept_prepared(&ahead));
+    assert_eq!(id(&acceptance), 4);
     *frozen.text.borrow_mut() = version(2);
     frozen.tick.set(1_000);
     assert_eq!(acceptance.due(), Some(Cause::Changed));

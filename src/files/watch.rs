@@ -19,10 +19,21 @@ use tokio::time::{Instant, timeout_at};
 const QUIET: Duration = Duration::from_millis(20);
 /// How exactly tokio waits.
 const TICK: Duration = Duration::from_millis(2);
+/// Time after the last event in which most writers have written all they will.
+const CALM: Duration = Duration::from_micros(500);
 /// Longest wait while events go on.
 const LONGEST: Duration = Duration::from_millis(200);
 /// Longest wait for a `.git/index.lock` to go, which an aborted git leaves for good.
 const LONGEST_GIT: Duration = Duration::from_secs(10);
+
+/// What came of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stir {
+    /// Something may have changed, and the writer pauses: time to read ahead. Once before each [`Stir::Quiet`], if at all.
+    Calm,
+    /// It is quiet again.
+    Quiet,
+}
 
 /// A watch on topology directories.
 #[derive(Debug)]
@@ -36,6 +47,10 @@ pub struct Watch {
     inside: Arc<Mutex<BTreeSet<PathBuf>>>,
     /// First and last of the events that are being gathered.
     gathering: Option<(Instant, Instant)>,
+    /// Whether the caller knows of them.
+    calm: bool,
+    /// Whether nothing happened since the directories were looked for.
+    renewed: bool,
     /// Since when a `.git/index.lock` stands there.
     git: Option<Instant>,
     trouble: Option<String>,
@@ -53,6 +68,8 @@ impl Watch {
             overflows: Arc::new(AtomicU64::new(0)),
             inside: Arc::default(),
             gathering: None,
+            calm: false,
+            renewed: false,
             git: None,
             trouble: None,
         };
@@ -70,15 +87,29 @@ impl Watch {
         self.trouble.as_deref()
     }
 
-    /// Resolves when something may have changed and it is quiet again. Dropping the future loses nothing.
-    pub async fn changed(&mut self) {
+    /// Resolves when something may have changed: when the writer pauses, and when it is quiet again. Dropping the future
+    /// loses nothing.
+    pub async fn changed(&mut self) -> Stir {
         loop {
             let Some((first, last)) = self.gathering else {
                 self.woken.notified().await;
                 self.gathering = Some((Instant::now(), Instant::now()));
+                self.renewed = false;
                 continue;
             };
             let now = Instant::now();
+            if !self.calm && now < (last + QUIET).min(first + LONGEST) && !self.git_is_writing() {
+                // Shorter than what tokio can wait for.
+                std::thread::sleep((last + CALM).saturating_duration_since(Instant::now()));
+                if self.woken.notified().now_or_never().is_none() {
+                    self.calm = true;
+                    self.renew();
+                    return Stir::Calm;
+                }
+                self.gathering = Some((first, Instant::now()));
+                self.renewed = false;
+                continue;
+            }
             let until = if self.git_is_writing() { now + QUIET } else { (last + QUIET).min(first + LONGEST) };
             if until <= now {
                 break;
@@ -90,10 +121,14 @@ impl Watch {
             }
             if woken || self.woken.notified().now_or_never().is_some() {
                 self.gathering = Some((first, Instant::now()));
+                self.renewed = false;
             }
         }
-        self.gathering = None;
-        self.renew();
+        (self.gathering, self.calm) = (None, false);
+        if !std::mem::take(&mut self.renewed) {
+            self.renew();
+        }
+        Stir::Quiet
     }
 
     /// Whether git is at work in one of the directories. A lock that stands for long is one that an aborted git left.
@@ -108,6 +143,7 @@ impl Watch {
     /// Watches every directory that matters and drops those that don't exist any more. A directory that was deleted and
     /// made again is another one to inotify, even under the same name and inode: so all are watched anew.
     pub fn renew(&mut self) {
+        self.renewed = true;
         let trouble = self.watch_all().err();
         if let Some(trouble) = trouble.as_ref().filter(|t| self.trouble.as_ref() != Some(t)) {
             tracing::warn!("{trouble}: looking every second instead");

@@ -13,6 +13,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
+/// What is to be in force next, worked out before it is certain that nobody is still writing.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What was in force then.
+    pub before: Option<Arc<Intent>>,
+    /// What is to be in force: the same where nothing changes.
+    pub intent: Arc<Intent>,
+}
+
 /// What is accepted, and why not more.
 #[derive(Debug)]
 pub struct Acceptance<D = Files> {
@@ -21,6 +30,10 @@ pub struct Acceptance<D = Files> {
     intent: Option<Arc<Intent>>,
     config_error: Option<String>,
     unsaved: Option<String>,
+    /// Whether a change was read that is yet to be accepted.
+    read_ahead: bool,
+    /// Whether what is in force comes from the record: the files' own state shares its names with what was parsed.
+    recorded: bool,
 }
 
 impl<D: Disk> Acceptance<D> {
@@ -29,7 +42,7 @@ impl<D: Disk> Acceptance<D> {
         // A record that can't be read is told until another one is written.
         let unsaved = Accepted::load(&state).err().map(|error| format!("{error:#}"));
         before.iter().for_each(|before| loader.remember(&before.desired));
-        Self { loader, state, intent: before.map(Arc::new), config_error: None, unsaved }
+        Self { loader, state, intent: before.map(Arc::new), config_error: None, unsaved, read_ahead: false, recorded: true }
     }
 
     /// What is in force, or to be.
@@ -57,9 +70,34 @@ impl<D: Disk> Acceptance<D> {
         self.unsaved.as_deref()
     }
 
-    /// Whether the directories look as they did when they were read.
+    /// Whether the directories look as they did when they were read and accepted, or refused.
     pub fn unchanged(&self) -> bool {
-        self.loader.unchanged()
+        !self.read_ahead && self.loader.unchanged()
+    }
+
+    /// Works out what the directories mean, if they changed. Nothing comes of it unless it is followed by
+    /// [`Self::accept_prepared`]; `None` also where there is something to be said of the files, which is for
+    /// [`Self::accept`].
+    pub fn prepare(&mut self) -> Option<Prepared> {
+        let loaded = self.loader.load_changed()?;
+        self.read_ahead = true;
+        let new = loaded.ok().filter(|new| same_node(self.intent.as_deref(), new, false).is_ok())?;
+        let intent = intend(self.intent.as_deref(), new, Cause::Changed.removals(false));
+        Some(Prepared { before: self.intent.clone(), intent: self.known(intent) })
+    }
+
+    /// Takes over what was prepared, if the files and what is in force are still what they were. Returns whether it did.
+    pub fn accept_prepared(&mut self, prepared: &Prepared) -> bool {
+        let same = match (&self.intent, &prepared.before) {
+            (Some(now), Some(then)) => Arc::ptr_eq(now, then),
+            (now, then) => now.is_none() && then.is_none(),
+        };
+        if !same || !self.read_ahead || !self.loader.confirm() {
+            return false;
+        }
+        self.read_ahead = false;
+        self.take_over(Arc::clone(&prepared.intent));
+        true
     }
 
     /// What a look at the directories from time to time asks for: reading, where they changed or a removal waits for
@@ -67,6 +105,10 @@ impl<D: Disk> Acceptance<D> {
     pub fn due(&mut self) -> Option<Cause> {
         if self.unsaved.is_some() {
             self.save();
+        }
+        // What was read ahead is about to be accepted.
+        if self.read_ahead {
+            return None;
         }
         if !self.unchanged() {
             return Some(Cause::Changed);
@@ -86,6 +128,8 @@ impl<D: Disk> Acceptance<D> {
 
     /// Takes the files' state over, if it is valid; the caller sees to it that it gets on disk. Returns whether it was.
     pub fn accept(&mut self, cause: Cause) -> bool {
+        // What was read ahead nobody has confirmed.
+        let read_ahead = std::mem::take(&mut self.read_ahead);
         let new = match self.loader.load() {
             Ok(new) => new,
             Err(rejected) => {
@@ -105,10 +149,28 @@ impl<D: Disk> Acceptance<D> {
             self.config_error = Some(text);
             return false;
         }
+        let steady = self.loader.steady() && !read_ahead;
+        let intent = intend(self.intent.as_deref(), new, cause.removals(steady));
+        let intent = self.known(intent);
+        self.take_over(intent);
+        true
+    }
+
+    /// The same one where nothing changes.
+    fn known(&self, intent: Intent) -> Arc<Intent> {
+        let now = self.intent.clone().filter(|now| !self.recorded && **now == intent);
+        now.unwrap_or_else(|| Arc::new(intent))
+    }
+
+    fn take_over(&mut self, intent: Arc<Intent>) {
         self.config_error = None;
-        let intent = intend(self.intent.as_deref(), new, cause.removals(self.loader.steady()));
-        if self.intent.as_deref() == Some(&intent) {
-            return true;
+        let recorded = std::mem::take(&mut self.recorded);
+        if self.intent.as_ref().is_some_and(|now| Arc::ptr_eq(now, &intent)) {
+            return;
+        }
+        if recorded && self.intent.as_ref() == Some(&intent) {
+            self.intent = Some(intent);
+            return;
         }
         if !intent.held.is_empty() && self.intent.as_ref().is_none_or(|i| i.held != intent.held) {
             tracing::warn!(
@@ -117,13 +179,12 @@ impl<D: Disk> Acceptance<D> {
             );
         }
         tracing::info!(revision = %intent.desired.revision, mappings = intent.desired.mappings.len(), "topology accepted");
-        self.intent = Some(Arc::new(intent));
-        true
+        self.intent = Some(intent);
     }
 
     /// Puts the accepted state on disk. Until that succeeds, a restart with broken files would bring back what was
     /// accepted before.
-    fn save(&mut self) {
+    pub fn save(&mut self) {
         let Some(intent) = &self.intent else { return };
         let stored = Accepted::store(&self.state, intent);
         self.note_saved(stored);

@@ -3,7 +3,7 @@
 //! Events only set flags; a pass reads everything anew that may have changed. So an event that is lost costs time, never
 //! truth.
 
-use super::acceptance::Acceptance;
+use super::acceptance::{Acceptance, Prepared};
 use super::baseline::baseline;
 use super::control::Client;
 use super::doors::{Doors, Knock, notify};
@@ -15,9 +15,10 @@ use super::loader::Loader;
 use super::progress::Progress;
 use super::status::Daemon as Health;
 use super::{Reconciler, Report};
-use crate::files::watch::Watch;
-use crate::model::{Desired, HookKind};
+use crate::files::watch::{Stir, Watch};
+use crate::model::{Desired, HookKind, Intent};
 use crate::netlink::{LinkEvent, LinkWatch};
+use crate::plan::Plan;
 use anyhow::Result;
 use futures::FutureExt;
 use std::collections::VecDeque;
@@ -63,6 +64,8 @@ pub struct Daemon {
     pub(super) hangup: bool,
     /// Whether SIGTERM or SIGINT came.
     pub(super) ending: bool,
+    /// What is accepted next if nothing else happens before, and the plan for it.
+    ahead: Option<Ahead>,
     next_pass: Instant,
     /// A pass that failed isn't followed by the next one before, whatever happens.
     not_before: Instant,
@@ -70,6 +73,14 @@ pub struct Daemon {
     /// What systemd was told last.
     told: String,
     _lock: Lock,
+}
+
+/// A pass that was worked out ahead.
+struct Ahead {
+    prepared: Prepared,
+    /// Whether it takes a mapping away.
+    removes: bool,
+    plan: Plan,
 }
 
 /// Why the loop ends.
@@ -105,6 +116,7 @@ impl Daemon {
             waiting: VecDeque::new(),
             hangup: false,
             ending: false,
+            ahead: None,
             next_pass: now,
             not_before: now,
             next_rescan: now + RESCAN,
@@ -154,15 +166,14 @@ impl Daemon {
                 },
                 () = sleep_until(self.next_pass) => self.usual_pass(subscribed).await,
                 event = links.next(), if subscribed => subscribed = self.link_event(&event),
-                () = files.changed() => {
+                stir = files.changed() => {
                     // What came in meanwhile counts for this pass already.
                     while subscribed && let Some(event) = links.next().now_or_never() {
                         subscribed = self.link_event(&event);
                     }
-                    // Somebody else's file in a watched directory is no change, and must not put off the rescan that
-                    // removals wait for.
-                    if !self.acceptance.unchanged() {
-                        self.reread(Cause::Changed).await;
+                    match stir {
+                        Stir::Calm => self.prepare().await,
+                        Stir::Quiet => self.files_changed().await,
                     }
                 }
                 () = sleep_until(self.next_rescan) => {
@@ -206,6 +217,7 @@ impl Daemon {
     /// Returns whether the subscription goes on.
     fn link_event(&mut self, event: &LinkEvent) -> bool {
         self.reconciler.kernel().look_anew();
+        self.ahead = None;
         match event {
             LinkEvent::Changed => {}
             LinkEvent::Overrun => {
@@ -220,6 +232,33 @@ impl Daemon {
         // And a pass that fails may make events of its own, to which the answer mustn't be the next one at once.
         self.next_pass = self.next_pass.min((Instant::now() + LINK_QUIET).max(self.not_before));
         !matches!(event, LinkEvent::Closed)
+    }
+
+    /// Works out what a change means while it is waited for that no other follows.
+    async fn prepare(&mut self) {
+        self.ahead = None;
+        let Some(prepared) = self.acceptance.prepare() else { return };
+        let before = prepared.before.clone().unwrap_or_default();
+        match self.reconciler.plan_ahead(&prepared.intent.desired, Some(&before.desired)).await {
+            Ok(plan) => {
+                let removes = removes(&before, &prepared.intent);
+                self.ahead = Some(Ahead { prepared, removes, plan });
+            }
+            Err(error) => tracing::debug!("plan ahead: {error:#}"),
+        }
+    }
+
+    async fn files_changed(&mut self) {
+        if let Some(Ahead { prepared, removes, plan }) = self.ahead.take()
+            && self.acceptance.accept_prepared(&prepared)
+        {
+            self.next_rescan = Instant::now() + RESCAN;
+            self.accepted(Some(plan), prepared.before, removes).await;
+        } else if !self.acceptance.unchanged() {
+            // Somebody else's file in a watched directory is no change, and must not put off the rescan that removals
+            // wait for.
+            self.reread(Cause::Changed).await;
+        }
     }
 
     /// Looks the directory over: what inotify doesn't show, and the confirmation that removals wait for.
@@ -251,23 +290,28 @@ impl Daemon {
         if !self.acceptance.accept(cause) {
             return None;
         }
+        let after = self.acceptance.shared_intent();
+        let removes = before.as_deref().zip(after.as_deref()).is_some_and(|(before, after)| removes(before, after));
+        self.accepted(None, before, removes).await
+    }
+
+    /// Brings what was just accepted into force, and puts it on disk.
+    async fn accepted(&mut self, ahead: Option<Plan>, before: Option<Arc<Intent>>, removes: bool) -> Option<Report> {
         let intent = self.acceptance.shared_intent()?;
         if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, &intent)) {
-            return self.pass(Some(&intent.desired)).await;
+            return self.pass_from(ahead, Some(&intent.desired)).await;
         }
         let before = before.unwrap_or_default();
         // The state is stored beside the pass, on another thread; but a removal must be on disk before it is carried out,
         // or a crash in between would bring the mapping back for a while.
-        let removes = !before.desired.mappings.keys().all(|i| intent.desired.mappings.contains_key(i));
         let mut store = self.acceptance.begin_save()?;
         let early = if removes { Some((&mut store).await) } else { None };
-        let report = self.pass(Some(&before.desired)).await;
+        let report = self.pass_from(ahead, Some(&before.desired)).await;
         let stored = match early {
             Some(stored) => stored,
             None => store.await,
         };
         self.acceptance.end_save(stored);
-        crate::bpf::trim_heap();
         report
     }
 
@@ -289,9 +333,14 @@ impl Daemon {
     }
 
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
+        self.pass_from(None, before).await
+    }
+
+    async fn pass_from(&mut self, ahead: Option<Plan>, before: Option<&Desired>) -> Option<Report> {
+        self.ahead = None;
         self.next_pass = Instant::now() + self.interval;
         let intent = self.acceptance.shared_intent()?;
-        let result = self.attended_pass(&intent, before.unwrap_or(&intent.desired)).await?;
+        let result = self.attended_pass(ahead, &intent, before.unwrap_or(&intent.desired)).await?;
         if let Some(pause) = self.progress.note(&result) {
             self.next_pass = Instant::now() + pause;
             self.not_before = Instant::now() + pause.min(EVENT_PAUSE_MAX);
@@ -324,6 +373,11 @@ impl Daemon {
             self.told = line;
         }
     }
+}
+
+/// Whether a mapping goes.
+fn removes(before: &Intent, after: &Intent) -> bool {
+    before.desired.mappings_not_in(&after.desired).next().is_some()
 }
 
 fn log(report: &Report) {

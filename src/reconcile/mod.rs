@@ -92,11 +92,38 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// When the live state can't be read; what failed while applying is in the report.
     pub async fn pass(&mut self, desired: &Desired, before: Option<&Desired>) -> Result<Report> {
+        self.pass_from(None, desired, before).await
+    }
+
+    /// The plan of a pass that is about to come. It holds as long as nothing else is done.
+    ///
+    /// # Errors
+    ///
+    /// When the live state can't be read.
+    pub async fn plan_ahead(&mut self, desired: &Desired, before: Option<&Desired>) -> Result<Plan> {
+        let (observed, plan) = self.plan(desired, before).await?;
+        self.kernel.done_with(observed);
+        Ok(plan)
+    }
+
+    /// As [`Self::pass`], with its first plan made ahead: what is verified in the end is read anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::pass`].
+    pub async fn pass_from(
+        &mut self,
+        mut ahead: Option<Plan>,
+        desired: &Desired,
+        before: Option<&Desired>,
+    ) -> Result<Report> {
         let mut report = Report::default();
         let mut before = before;
         for round in 0..ROUNDS {
-            let (observed, plan) = self.plan(desired, before).await?;
-            self.kernel.done_with(observed);
+            let plan = match ahead.take() {
+                Some(plan) => plan,
+                None => self.plan_ahead(desired, before).await?,
+            };
             self.was_pending = plan.pending.iter().map(|p| p.interface.clone()).collect();
             report.left = plan.operations.len();
             if round == 0 {

@@ -7,6 +7,7 @@ use super::doors::Knock;
 use super::intent::Cause;
 use super::tell::{read_status, status_answer, status_meanwhile, with_health};
 use crate::model::{Desired, Intent};
+use crate::plan::Plan;
 use anyhow::Result;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -17,9 +18,14 @@ const SOON: Duration = Duration::from_millis(100);
 impl Daemon {
     /// One pass, with the doors open meanwhile: a first attach of many interfaces takes a while. `None` where it was
     /// given up because the daemon is to end; a plan is safe after any prefix.
-    pub(super) async fn attended_pass(&mut self, intent: &Intent, before: &Desired) -> Option<Result<Report>> {
+    pub(super) async fn attended_pass(
+        &mut self,
+        ahead: Option<Plan>,
+        intent: &Intent,
+        before: &Desired,
+    ) -> Option<Result<Report>> {
         let Self { paths, hook, reconciler, doors, waiting, hangup, ending, health, progress, acceptance, .. } = self;
-        let work = reconciler.pass(&intent.desired, Some(before));
+        let work = reconciler.pass_from(ahead, &intent.desired, Some(before));
         tokio::pin!(work);
         loop {
             let knock = tokio::select! {
