@@ -42,7 +42,15 @@ impl<D: Disk> Acceptance<D> {
         // A record that can't be read is told until another one is written.
         let unsaved = Accepted::load(&state).err().map(|error| format!("{error:#}"));
         before.iter().for_each(|before| loader.remember(&before.desired));
-        Self { loader, state, intent: before.map(Arc::new), config_error: None, unsaved, read_ahead: false, recorded: true }
+        Self {
+            loader,
+            state,
+            intent: before.map(Arc::new),
+            config_error: None,
+            unsaved,
+            read_ahead: false,
+            recorded: true,
+        }
     }
 
     /// What is in force, or to be.
