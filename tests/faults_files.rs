@@ -246,7 +246,7 @@ fn schedule(seed: u64) -> [u64; 5] {
     assert_eq!(Accepted::load(&state).unwrap().as_ref(), Some(intent));
     // What is held goes when somebody allows it.
     assert!(acceptance.read(Cause::Asked { allow_deletes: true }));
-    assert_eq!(acceptance.intent().unwrap().desired, goal);
+    assert_eq!(*acceptance.intent().unwrap().desired, goal);
     happened
 }
 

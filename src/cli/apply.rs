@@ -73,7 +73,7 @@ impl ApplyArgs {
         // Again under the lock, which costs nothing: of two at a time the later reading must win.
         let new = global.accept(loader.load())?;
         same_node(accepted.as_ref(), &new, self.allow_deletes).map_err(refused)?;
-        let before = accepted.as_ref().map(|a| &a.desired);
+        let before = accepted.as_ref().map(|a| &*a.desired);
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });
         Accepted::store(&paths.state, &intent)?;
         let report = Reconciler::new(kernel).pass(&intent.desired, before).await?;

@@ -13,7 +13,7 @@ mod show;
 mod status;
 mod validate;
 
-use crate::model::{Desired, HookKind};
+use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
 use crate::reconcile::loader::{Loader, Rejected};
@@ -178,7 +178,7 @@ impl Global {
     }
 
     /// Tells in full why a topology isn't accepted.
-    fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
+    fn accept<T>(&self, loaded: Result<T, Rejected>) -> Result<T> {
         loaded.map_err(|rejected| {
             eprint!("{}", rejected.text(self.colored(std::io::stderr().is_terminal())));
             Told(Exit::Invalid).into()

@@ -60,7 +60,7 @@ impl PlanArgs {
         let accepted = baseline(&mut kernel, &paths.state).await?;
         accepted.iter().for_each(|a| loader.remember(&a.desired));
         let new = global.accept(loader.load())?;
-        let before = accepted.as_ref().map(|a| &a.desired);
+        let before = accepted.as_ref().map(|a| &*a.desired);
         same_node(accepted.as_ref(), &new, false).map_err(refused)?;
         let intent = intend(accepted.as_ref(), new, Removals::default());
         let (observed, plan) = Reconciler::new(kernel).plan(&intent.desired, before).await?;

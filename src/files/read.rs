@@ -5,10 +5,14 @@
 
 use crate::topology::SourceFile;
 use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::fs::{Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -25,18 +29,18 @@ pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+    modified: (i64, u64),
+    changed: (i64, u64),
 }
 
 impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
+    fn of(stat: &Stat) -> Self {
         Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size.cast_unsigned(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }
 }
@@ -48,8 +52,8 @@ impl Stamp {
     /// Whether the file may still change without its stamp showing it: it was written this very moment.
     pub fn is_fresh(&self, now: SystemTime) -> bool {
         let (seconds, nanoseconds) = self.modified.max(self.changed);
-        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else { return false };
-        let written = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        let Ok(seconds) = u64::try_from(seconds) else { return false };
+        let written = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds);
         now.duration_since(written).is_ok_and(|age| age < TICK)
     }
 }
@@ -101,15 +105,15 @@ impl Disk for Files {
 pub fn list(paths: &[PathBuf]) -> Result<Listing> {
     let mut out = Vec::new();
     for path in paths {
-        let metadata = std::fs::metadata(path).with_context(|| {
+        let stat = rustix::fs::stat(path).with_context(|| {
             format!("look at the topology {}: make the directory, or say --topology DIR", path.display())
         })?;
-        if metadata.is_dir() {
+        if is(&stat, FileType::Directory) {
             let mut above = BTreeSet::new();
-            walk(path, &metadata, &mut above, &mut out)?;
+            walk(path, &stat, &mut above, &mut out)?;
         } else {
-            check_regular(path, &metadata)?;
-            out.push((path.clone(), Stamp::of(&metadata)));
+            check_regular(path, &stat)?;
+            out.push((path.clone(), Stamp::of(&stat)));
         }
     }
     out.sort_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
@@ -124,31 +128,39 @@ pub fn list(paths: &[PathBuf]) -> Result<Listing> {
     Ok(out)
 }
 
-fn walk(directory: &Path, metadata: &Metadata, above: &mut BTreeSet<(u64, u64)>, out: &mut Listing) -> Result<()> {
-    let identity = (metadata.dev(), metadata.ino());
+fn is(stat: &Stat, kind: FileType) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == kind
+}
+
+fn walk(directory: &Path, stat: &Stat, above: &mut BTreeSet<(u64, u64)>, out: &mut Listing) -> Result<()> {
+    let identity = (stat.st_dev, stat.st_ino);
     if above.len() >= DEPTH_MAX || !above.insert(identity) {
         bail!("{} leads back into itself; remove the symlink", directory.display());
     }
-    let entries =
-        std::fs::read_dir(directory).with_context(|| format!("list the directory {}", directory.display()))?;
+    let what = || format!("list the directory {}", directory.display());
+    // Names are looked up from the directory and not from the root: this is done every second.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty()).with_context(what)?;
+    let entries = rustix::fs::Dir::read_from(&opened).with_context(what)?;
     for entry in entries {
-        let entry = entry.with_context(|| format!("list the directory {}", directory.display()))?;
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+        let entry = entry.with_context(what)?;
+        let name = entry.file_name().to_bytes();
+        let is_topology = [".yaml", ".yml"].iter().any(|suffix| name.ends_with(suffix.as_bytes()));
+        if name.starts_with(b".") || (entry.file_type() == FileType::RegularFile && !is_topology) {
             continue;
         }
-        let path = entry.path();
-        let is_topology = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
-        let metadata = match std::fs::metadata(&path) {
-            Ok(metadata) => metadata,
+        let path = directory.join(OsStr::from_bytes(name));
+        let stat = match rustix::fs::statat(&opened, entry.file_name(), AtFlags::empty()) {
+            Ok(stat) => stat,
             // Gone between two calls. A symlink to nowhere may be a directory that is about to be mounted.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_topology && !path.is_symlink() => continue,
+            Err(Errno::NOENT) if !is_topology && !path.is_symlink() => continue,
             Err(e) => return Err(e).with_context(|| format!("look at {}", path.display())),
         };
-        if metadata.is_dir() {
-            walk(&path, &metadata, above, out)?;
+        if is(&stat, FileType::Directory) {
+            walk(&path, &stat, above, out)?;
         } else if is_topology {
-            check_regular(&path, &metadata)?;
-            out.push((path, Stamp::of(&metadata)));
+            check_regular(&path, &stat)?;
+            out.push((path, Stamp::of(&stat)));
         }
     }
     above.remove(&identity);
@@ -156,12 +168,13 @@ fn walk(directory: &Path, metadata: &Metadata, above: &mut BTreeSet<(u64, u64)>,
 }
 
 /// A pipe or a device would never end, or never begin.
-fn check_regular(path: &Path, metadata: &Metadata) -> Result<()> {
-    if !metadata.is_file() {
+fn check_regular(path: &Path, stat: &Stat) -> Result<()> {
+    if !is(stat, FileType::RegularFile) {
         bail!("read {}: it is neither a file nor a directory; remove it", path.display());
     }
-    if metadata.size() > SIZE_MAX {
-        bail!("read {}: it has {} bytes; a topology file has at most {SIZE_MAX}", path.display(), metadata.size());
+    let size = stat.st_size.cast_unsigned();
+    if size > SIZE_MAX {
+        bail!("read {}: it has {size} bytes; a topology file has at most {SIZE_MAX}", path.display());
     }
     Ok(())
 }
@@ -181,13 +194,13 @@ fn read_while(path: &Path, mut meanwhile: impl FnMut(usize)) -> Result<(SourceFi
     for attempt in 0..TRIES {
         // Opening a pipe would wait for somebody to write.
         let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).with_context(what)?;
-        let metadata = file.metadata().with_context(what)?;
-        check_regular(path, &metadata)?;
-        let before = Stamp::of(&metadata);
+        let stat = rustix::fs::fstat(&file).with_context(what)?;
+        check_regular(path, &stat)?;
+        let before = Stamp::of(&stat);
         meanwhile(attempt);
         let mut text = Vec::with_capacity(before.size as usize);
         file.by_ref().take(SIZE_MAX + 1).read_to_end(&mut text).with_context(what)?;
-        let after = Stamp::of(&file.metadata().with_context(what)?);
+        let after = Stamp::of(&rustix::fs::fstat(&file).with_context(what)?);
         if before == after && text.len() as u64 == after.size {
             return Ok((SourceFile { name: path.display().to_string(), text }, after));
         }

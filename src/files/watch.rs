@@ -35,13 +35,34 @@ pub enum Stir {
     Quiet,
 }
 
+/// Tells of events, from the watcher's thread.
+#[derive(Debug, Default)]
+struct Wake {
+    notify: Notify,
+    /// When the last one came.
+    last: Mutex<Option<Instant>>,
+}
+
+impl Wake {
+    fn up(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.notify.notify_one();
+    }
+
+    /// Waits until one came since the last call, and says when the last one did. Dropping the future loses nothing.
+    async fn event(&self) -> Instant {
+        self.notify.notified().await;
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Instant::now)
+    }
+}
+
 /// A watch on topology directories.
 #[derive(Debug)]
 pub struct Watch {
     paths: Vec<PathBuf>,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
-    woken: Arc<Notify>,
+    woken: Arc<Wake>,
     overflows: Arc<AtomicU64>,
     /// Directories that are read, for the watcher's thread.
     inside: Arc<Mutex<BTreeSet<PathBuf>>>,
@@ -64,7 +85,7 @@ impl Watch {
             paths: paths.to_vec(),
             watcher: None,
             watched: BTreeSet::new(),
-            woken: Arc::new(Notify::new()),
+            woken: Arc::default(),
             overflows: Arc::new(AtomicU64::new(0)),
             inside: Arc::default(),
             gathering: None,
@@ -92,8 +113,8 @@ impl Watch {
     pub async fn changed(&mut self) -> Stir {
         loop {
             let Some((first, last)) = self.gathering else {
-                self.woken.notified().await;
-                self.gathering = Some((Instant::now(), Instant::now()));
+                let event = self.woken.event().await;
+                self.gathering = Some((event, event));
                 self.renewed = false;
                 continue;
             };
@@ -101,12 +122,12 @@ impl Watch {
             if !self.calm && now < (last + QUIET).min(first + LONGEST) && !self.git_is_writing() {
                 // Shorter than what tokio can wait for.
                 std::thread::sleep((last + CALM).saturating_duration_since(Instant::now()));
-                if self.woken.notified().now_or_never().is_none() {
+                let Some(event) = self.woken.event().now_or_never() else {
                     self.calm = true;
                     self.renew();
                     return Stir::Calm;
-                }
-                self.gathering = Some((first, Instant::now()));
+                };
+                self.gathering = Some((first, event));
                 self.renewed = false;
                 continue;
             }
@@ -114,13 +135,14 @@ impl Watch {
             if until <= now {
                 break;
             }
-            let woken = timeout_at(until - TICK, self.woken.notified()).await.is_ok();
-            if !woken {
+            let mut event = timeout_at(until - TICK, self.woken.event()).await.ok();
+            if event.is_none() {
                 // tokio counts in whole milliseconds and rounds up: the rest is slept exactly.
                 std::thread::sleep(until.saturating_duration_since(Instant::now()).min(TICK));
+                event = self.woken.event().now_or_never();
             }
-            if woken || self.woken.notified().now_or_never().is_some() {
-                self.gathering = Some((first, Instant::now()));
+            if let Some(event) = event {
+                self.gathering = Some((first, event));
                 self.renewed = false;
             }
         }
@@ -192,17 +214,17 @@ impl Watch {
             Ok(event) if event.need_rescan() => {
                 overflow.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!("inotify's queue overflowed: reading the topology anew");
-                wake.notify_one();
+                wake.up();
             }
             // Our own reading must not wake us.
             Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
             Ok(event) if event.kind == EventKind::Modify(ModifyKind::Metadata(MetadataKind::AccessTime)) => {}
             // A directory's parent is watched for that directory only.
             Ok(event) if !event.paths.is_empty() && !event.paths.iter().any(|p| concerns(p, &named, &within)) => {}
-            Ok(_) => wake.notify_one(),
+            Ok(_) => wake.up(),
             Err(error) => {
                 tracing::warn!("watching the topology: {error}");
-                wake.notify_one();
+                wake.up();
             }
         })
     }

@@ -4,6 +4,7 @@ use super::{Attach, Name, Origin, OuterField, TunnelKey, TunnelKind};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// The desired state of one node, compiled from the topology files by pure code.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +35,8 @@ impl Desired {
 /// What is to be in force, and what of it the files no longer have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
-    /// The state to reach.
-    pub desired: Desired,
+    /// The state to reach. Shared: where nothing is held or waits it is the very one that the files mean.
+    pub desired: Arc<Desired>,
     /// Interfaces whose mappings the guard holds.
     #[serde(default)]
     pub held: BTreeSet<String>,

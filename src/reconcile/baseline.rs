@@ -21,5 +21,5 @@ pub async fn baseline<K: Kernel>(kernel: &mut K, state: &Path) -> Result<Option<
     }
     let observed = kernel.observe(false).await.context("read the live state")?;
     let desired = adopt::adopt(&observed);
-    Ok((!desired.mappings.is_empty()).then(|| Intent { desired, ..Intent::default() }))
+    Ok((!desired.mappings.is_empty()).then(|| Intent { desired: desired.into(), ..Intent::default() }))
 }

@@ -4,6 +4,7 @@ use super::hold;
 use crate::model::{Desired, Intent};
 use crate::topology::guard;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// How removals are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,15 +60,18 @@ pub fn same_node(before: Option<&Intent>, new: &Desired, allow: bool) -> Result<
 ///
 /// What is held stays held until the files have it again or somebody allows it: it must not slip through because other
 /// mappings came meanwhile and made it a smaller share.
-pub fn intend(before: Option<&Intent>, new: Desired, removals: Removals) -> Intent {
+pub fn intend(before: Option<&Intent>, new: Arc<Desired>, removals: Removals) -> Intent {
     let Some(before) = before else { return Intent { desired: new, ..Intent::default() } };
+    if Arc::ptr_eq(&before.desired, &new) {
+        return Intent { desired: new, ..Intent::default() };
+    }
     let removed = |state: &Desired| guard::check(state, &new);
     let all: BTreeSet<String> = removed(&before.desired).removed.into_iter().collect();
     if all.is_empty() {
         return Intent { desired: new, ..Intent::default() };
     }
     let still_held: BTreeSet<String> = before.held.intersection(&all).cloned().collect();
-    let mut judged = before.desired.clone();
+    let mut judged = Desired::clone(&before.desired);
     judged.mappings.retain(|interface, _| !still_held.contains(interface.as_str()));
     let verdict = removed(&judged);
     let fresh: BTreeSet<String> = verdict.removed.into_iter().collect();
@@ -88,7 +92,7 @@ pub fn intend(before: Option<&Intent>, new: Desired, removals: Removals) -> Inte
     if kept.is_empty() {
         return Intent { desired: new, held, delayed };
     }
-    Intent { desired: hold::keep(&before.desired, &new, &kept), held, delayed }
+    Intent { desired: hold::keep(&before.desired, &new, &kept).into(), held, delayed }
 }
 
 #[cfg(test)]
@@ -98,13 +102,13 @@ mod tests {
     use crate::topology::{NodeChoice, SourceFile, merge, parse};
 
     /// A state with these interfaces mapped, each with a key of its own.
-    fn state(interfaces: std::ops::Range<u32>) -> Desired {
+    fn state(interfaces: std::ops::Range<u32>) -> Arc<Desired> {
         let mut text = String::from("version: 1\ntunnels: {v0: {kind: vxlan, local: 10.1.0.1}}\nmappings:\n");
         for n in interfaces {
             text.push_str(&format!("  - {{interface: e{n}, id: {n}, remote: 10.0.0.2}}\n"));
         }
         let parsed = parse(&SourceFile { name: "t".to_owned(), text: text.into_bytes() });
-        merge([&parsed]).unwrap().compile(&NodeChoice::Unknown).unwrap()
+        merge([&parsed]).unwrap().compile(&NodeChoice::Unknown).unwrap().into()
     }
 
     const ASK: Removals = Removals { allow: false, delay: false };
@@ -129,13 +133,13 @@ mod tests {
 
     #[test]
     fn a_bridge_stays_with_the_tenant_whose_ports_are_held() {
-        let mesh = |tenant: &str, id: u32| {
+        let mesh = |tenant: &str, id: u32| -> Arc<Desired> {
             let text = format!(
                 "version: 1\nnodes: {{a: 10.0.0.1, b: 10.0.0.2}}\ntunnels: {{v: {{kind: vxlan}}}}\n\
                  tenants: {{{tenant}: {{id: {id}, bridge: br-x}}}}\n"
             );
             let parsed = parse(&SourceFile { name: "t".to_owned(), text: text.into_bytes() });
-            merge([&parsed]).unwrap().compile(&NodeChoice::Named("a".to_owned())).unwrap()
+            merge([&parsed]).unwrap().compile(&NodeChoice::Named("a".to_owned())).unwrap().into()
         };
         let before = Intent { desired: mesh("red", 1), ..Intent::default() };
         let held = intend(Some(&before), mesh("blue", 2), ASK);

@@ -3,10 +3,11 @@
 use crate::files::read::{Disk, Files, Listing, Stamp};
 use crate::model::Desired;
 use crate::topology::render::{Form, render};
-use crate::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, merge, parse};
+use crate::topology::{Changed, Compiled, Diagnostic, NodeChoice, ParsedFile, SourceFile, merge, parse};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Reads the topology for one node.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Loader<D = Files> {
     node: NodeChoice,
     /// In the order of the last listing.
     cache: Vec<Cached>,
+    /// What the files in the cache mean; `None` where that is unknown, or wrong.
+    compiled: Option<Compiled>,
     /// What the last look found: files, or why there are none.
     seen: Option<Result<Listing, String>>,
     /// Files that were written in the same tick of their clock in which they were read, with their text: they may have
@@ -34,6 +37,14 @@ struct Cached {
     /// Without one it must be read again.
     stamp: Option<Stamp>,
     parsed: ParsedFile,
+}
+
+/// A file that was read again, or is gone.
+struct Refreshed {
+    /// What it said before, if it was there.
+    before: Option<ParsedFile>,
+    /// Its place in the cache, if it still is.
+    place: Option<usize>,
 }
 
 /// Why the topology was not accepted.
@@ -94,6 +105,7 @@ impl<D: Disk> Loader<D> {
             paths,
             node,
             cache: Vec::new(),
+            compiled: None,
             seen: None,
             fresh: Vec::new(),
             steady: false,
@@ -140,7 +152,12 @@ impl<D: Disk> Loader<D> {
     /// Whether that is what the last look found.
     fn lists(&self, listing: &anyhow::Result<Listing>) -> bool {
         match (&self.seen, listing) {
-            (Some(Ok(seen)), Ok(now)) => seen == now,
+            // Byte by byte: paths would be taken apart.
+            (Some(Ok(seen)), Ok(now)) => {
+                let same =
+                    |(a, b): (&(PathBuf, Stamp), &(PathBuf, Stamp))| a.0.as_os_str() == b.0.as_os_str() && a.1 == b.1;
+                seen.len() == now.len() && seen.iter().zip(now).all(same)
+            }
             (Some(Err(seen)), Err(now)) => *seen == format!("{now:#}"),
             _ => false,
         }
@@ -170,13 +187,13 @@ impl<D: Disk> Loader<D> {
     /// # Errors
     ///
     /// [`Rejected`]: nothing of a topology with an error is taken over.
-    pub fn load(&mut self) -> Result<Desired, Rejected> {
+    pub fn load(&mut self) -> Result<Arc<Desired>, Rejected> {
         let listing = self.disk.list(&self.paths);
         self.load_listed(listing)
     }
 
     /// As [`Loader::load`]; `None` where the directories look as they did at the last one.
-    pub fn load_changed(&mut self) -> Option<Result<Desired, Rejected>> {
+    pub fn load_changed(&mut self) -> Option<Result<Arc<Desired>, Rejected>> {
         let listing = self.disk.list(&self.paths);
         if self.fresh.is_empty() && self.lists(&listing) {
             return None;
@@ -184,7 +201,7 @@ impl<D: Disk> Loader<D> {
         Some(self.load_listed(listing))
     }
 
-    fn load_listed(&mut self, listing: anyhow::Result<Listing>) -> Result<Desired, Rejected> {
+    fn load_listed(&mut self, listing: anyhow::Result<Listing>) -> Result<Arc<Desired>, Rejected> {
         self.steady = self.fresh.is_empty() && self.lists(&listing);
         self.fresh.clear();
         self.seen = Some(match &listing {
@@ -200,10 +217,9 @@ impl<D: Disk> Loader<D> {
                 path.display()
             )));
         }
-        self.refresh(&listing)?;
-        let files = self.cache.iter().map(|cached| &cached.parsed);
-        let compiled = merge(files).and_then(|topology| topology.compile(&self.node));
-        let accepted = compiled.map_err(|diagnostics| {
+        let known = self.compiled.take();
+        let changed = self.refresh(&listing)?;
+        let compiled = self.compile(known, &changed).map_err(|diagnostics| {
             // The cache has lost the places of fields: the errors are found again with all of them.
             let sources: Vec<SourceFile> =
                 listing.iter().filter_map(|(path, _)| self.disk.read(path).ok()).map(|(file, _)| file).collect();
@@ -211,19 +227,38 @@ impl<D: Disk> Loader<D> {
             let again = merge(&parsed).and_then(|topology| topology.compile(&self.node));
             Rejected::Invalid { diagnostics: again.err().unwrap_or(diagnostics), sources }
         })?;
+        let accepted = Arc::clone(compiled.desired());
+        self.compiled = Some(compiled);
         self.remember(&accepted);
         Ok(accepted)
     }
 
-    /// Reads and parses what changed.
-    fn refresh(&mut self, listing: &Listing) -> Result<(), Rejected> {
+    /// What the files in the cache mean, where `known` is what they meant before those changed.
+    fn compile(&self, known: Option<Compiled>, changed: &[Refreshed]) -> Result<Compiled, Vec<Diagnostic>> {
+        let files = self.cache.iter().map(|cached| &cached.parsed);
+        let followed = known.and_then(|known| {
+            if changed.is_empty() {
+                return Some(known);
+            }
+            let now = |place: usize| self.cache.get(place).map(|cached| &cached.parsed);
+            let changed = changed.iter().map(|c| Changed { before: c.before.as_ref(), after: c.place.and_then(now) });
+            known.follow(files.clone(), &changed.collect::<Vec<_>>())
+        });
+        followed.map_or_else(|| Compiled::all(files, &self.node), Ok)
+    }
+
+    /// Reads and parses what changed, and says what that is.
+    fn refresh(&mut self, listing: &Listing) -> Result<Vec<Refreshed>, Rejected> {
         let mut known = std::mem::take(&mut self.cache).into_iter().peekable();
         self.cache.reserve_exact(listing.len());
+        let mut changed = Vec::new();
         for (path, stamp) in listing {
             let bytes = path.as_os_str();
-            while known.next_if(|cached| cached.path.as_os_str() < bytes).is_some() {}
-            let cached = known.next_if(|cached| cached.path.as_os_str() == bytes);
-            if let Some(cached) = cached.filter(|cached| cached.stamp.as_ref() == Some(stamp)) {
+            while let Some(gone) = known.next_if(|cached| cached.path.as_os_str() < bytes) {
+                changed.push(Refreshed { before: Some(gone.parsed), place: None });
+            }
+            let mut cached = known.next_if(|cached| cached.path.as_os_str() == bytes);
+            if let Some(cached) = cached.take_if(|cached| cached.stamp.as_ref() == Some(stamp)) {
                 self.cache.push(cached);
                 continue;
             }
@@ -242,8 +277,10 @@ impl<D: Disk> Loader<D> {
             if !settled {
                 self.fresh.push((path.clone(), file.text));
             }
+            changed.push(Refreshed { before: cached.map(|cached| cached.parsed), place: Some(self.cache.len()) });
             self.cache.push(Cached { path: path.clone(), stamp: settled.then_some(stamp), parsed });
         }
-        Ok(())
+        changed.extend(known.map(|gone| Refreshed { before: Some(gone.parsed), place: None }));
+        Ok(changed)
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn status_meanwhile(pins: &Path, hook: Option<HookKind>, intent
 /// When the live state can't be read.
 pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option<&Intent>) -> Result<Status> {
     let empty = Desired::default();
-    let desired = intent.map_or(&empty, |i| &i.desired);
+    let desired = intent.map_or(&empty, |i| &*i.desired);
     reconciler.kernel().count_drops(true);
     let planned = reconciler.plan(desired, Some(desired)).await;
     reconciler.kernel().count_drops(false);
@@ -50,7 +50,7 @@ pub async fn read_status(reconciler: &mut Reconciler<LiveKernel>, intent: Option
     let (traffic, unknown) = reconciler.kernel().counters(&observed)?;
     let nothing = std::collections::BTreeSet::new();
     Ok(Status::of(super::status::Sources {
-        accepted: intent.map(|i| &i.desired),
+        accepted: intent.map(|i| &*i.desired),
         held: intent.map_or(&nothing, |i| &i.held),
         delayed: intent.map_or(&nothing, |i| &i.delayed),
         observed: &observed,

@@ -79,8 +79,18 @@ impl Topology {
                 None
             }
         };
-        let desired = compiler.node(node.as_deref());
+        let mut desired = compiler.node(node.as_deref());
+        // Made one by one, in order, a tree's nodes are half full; made at once they are full.
+        desired.mappings = std::mem::take(&mut desired.mappings).into_iter().collect();
         compiler.finish(desired)
+    }
+
+    /// Adds the low-level mappings of this topology to the state of one node, which has its tunnels and other mappings
+    /// already. `None` where something is wrong with one of them; that no two have one key is for the caller to see.
+    pub(super) fn place_mappings(&self, desired: &mut Desired) -> Option<()> {
+        let mut compiler = Compiler { topology: self, errors: Vec::new(), any_host: false };
+        compiler.low_level(desired, &mut Claims::default());
+        compiler.errors.is_empty().then_some(())
     }
 
     /// Checks the topology for every node, and the low-level mappings by themselves.

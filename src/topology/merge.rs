@@ -17,7 +17,8 @@ pub(super) struct Placed<T> {
     pub(super) value: T,
     file: Name,
     at: At,
-    node: Rc<Node>,
+    /// What is said there; not kept of files that wait for a change.
+    node: Option<Rc<Node>>,
 }
 
 impl<T> Placed<T> {
@@ -39,22 +40,22 @@ impl<T> Placed<T> {
     /// Where the value of one of its fields stands; its own place where the field isn't given.
     pub(super) fn field(&self, path: &[&str]) -> Place {
         let mut at = self.at;
-        let mut node = &self.node;
+        let mut place = self.node.as_ref();
         for key in path {
+            let Some(node) = place else { break };
             let found = match key.parse::<usize>() {
                 Ok(n) if node.item(n).is_some() => node.item(n).map(|item| (item.at, item)),
                 _ => node.entry(key).map(|(k, value)| (if value.is_null() { k.at } else { value.at }, value)),
             };
-            let Some((place, next)) = found else { break };
-            (at, node) = (place, next);
+            let Some((next, below)) = found else { break };
+            (at, place) = (next, Some(below));
         }
         at.in_file(&self.file)
     }
 
     /// Where the key itself of a nested entry stands.
     pub(super) fn key(&self, path: &[&str]) -> Place {
-        let Some((last, parents)) = path.split_last() else { return self.place() };
-        let mut node = &self.node;
+        let Some(((last, parents), mut node)) = path.split_last().zip(self.node.as_ref()) else { return self.place() };
         for key in parents {
             let Some(next) = node.get(key) else { return self.place() };
             node = next;
@@ -70,6 +71,8 @@ pub struct Topology {
     pub(super) tunnels: BTreeMap<String, Placed<TunnelDoc>>,
     pub(super) tenants: BTreeMap<String, Placed<TenantDoc>>,
     pub(super) mappings: Vec<Placed<MappingDoc>>,
+    /// Of the mappings.
+    pub(super) content: Content,
     pub(super) revision: String,
 }
 
@@ -88,6 +91,50 @@ impl Topology {
     pub fn revision(&self) -> &str {
         &self.revision
     }
+
+    /// The revision, where the mappings have that content.
+    pub(super) fn revision_with(&self, mappings: &Content) -> String {
+        #[derive(Serialize)]
+        struct Said<'a> {
+            nodes: BTreeMap<&'a str, &'a [std::net::IpAddr]>,
+            tunnels: BTreeMap<&'a str, &'a TunnelDoc>,
+            tenants: BTreeMap<&'a str, &'a TenantDoc>,
+            mappings: &'a Content,
+        }
+        let said = Said {
+            nodes: self.nodes.iter().map(|(n, p)| (n.as_str(), p.value.as_slice())).collect(),
+            tunnels: self.tunnels.iter().map(|(n, p)| (n.as_str(), &p.value)).collect(),
+            tenants: self.tenants.iter().map(|(n, p)| (n.as_str(), &p.value)).collect(),
+            mappings,
+        };
+        hex(&hash(&said), 8)
+    }
+}
+
+/// What a number of mappings say, in whatever order: the sum of their hashes, the lowest word first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Content([u64; 4]);
+
+impl Content {
+    /// With one more mapping.
+    pub(super) fn add(&mut self, mapping: &MappingDoc) {
+        self.combine(mapping, u64::overflowing_add);
+    }
+
+    /// With one less.
+    pub(super) fn remove(&mut self, mapping: &MappingDoc) {
+        self.combine(mapping, u64::overflowing_sub);
+    }
+
+    fn combine(&mut self, mapping: &MappingDoc, with: fn(u64, u64) -> (u64, bool)) {
+        let mut carry = false;
+        for (word, bytes) in self.0.iter_mut().zip(hash(mapping).chunks_exact(8)) {
+            let hashed = bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            let (sum, over) = with(*word, hashed);
+            let (sum, again) = with(sum, u64::from(carry));
+            (*word, carry) = (sum, over || again);
+        }
+    }
 }
 
 /// Merges files. The order of the files has no meaning.
@@ -95,7 +142,20 @@ impl Topology {
 /// # Errors
 ///
 /// Every error of form of every file, and every conflict.
-pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topology, Vec<Diagnostic>> {
+pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile> + Clone) -> Result<Topology, Vec<Diagnostic>> {
+    let mut out = sections(files.clone())?;
+    out.mappings = mappings(files);
+    out.mappings.iter().for_each(|placed| out.content.add(&placed.value));
+    out.revision = out.revision_with(&out.content);
+    Ok(out)
+}
+
+/// Merges what files say besides mappings.
+///
+/// # Errors
+///
+/// Those of [`merge`].
+pub(super) fn sections<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topology, Vec<Diagnostic>> {
     let mut out = Topology::default();
     let mut errors = Vec::new();
     for file in files {
@@ -104,24 +164,31 @@ pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topo
             add(&mut out.nodes, "node", &document.nodes, "nodes", file, node, &mut errors);
             add(&mut out.tunnels, "tunnel", &document.tunnels, "tunnels", file, node, &mut errors);
             add(&mut out.tenants, "tenant", &document.tenants, "tenants", file, node, &mut errors);
-            out.mappings.reserve(document.mappings.len());
+        }
+    }
+    if errors.is_empty() {
+        return Ok(out);
+    }
+    errors.sort_by(|a, b| a.place.cmp(&b.place));
+    Err(errors)
+}
+
+/// The mappings of files by interface. The same one said twice is said once; the first place in the order of files counts.
+pub(super) fn mappings<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Vec<Placed<MappingDoc>> {
+    let mut out = Vec::new();
+    for file in files {
+        for (document, node) in &file.documents {
+            out.reserve(document.mappings.len());
+            let Some(section) = node.get("mappings") else { continue };
             for (n, mapping) in document.mappings.iter().enumerate() {
-                let Some(item) = node.get("mappings").and_then(|m| m.item(n)) else { continue };
-                let placed =
-                    Placed { value: mapping.clone(), file: file.name.clone(), at: item.at, node: Rc::clone(item) };
-                out.mappings.push(placed);
+                let Some((at, node)) = section.place(n) else { continue };
+                out.push(Placed { value: mapping.clone(), file: file.name.clone(), at, node });
             }
         }
     }
-    if !errors.is_empty() {
-        errors.sort_by(|a, b| a.place.cmp(&b.place));
-        return Err(errors);
-    }
-    // The same mapping said twice is said once; the first place in the order of files counts.
-    out.mappings.sort_by(|a, b| (&a.value.interface, a.order()).cmp(&(&b.value.interface, b.order())));
-    out.mappings.dedup_by(|later, first| later.value == first.value);
-    out.revision = revision(&out);
-    Ok(out)
+    out.sort_by(|a, b| (&a.value.interface, a.order()).cmp(&(&b.value.interface, b.order())));
+    out.dedup_by(|later, first| later.value == first.value);
+    out
 }
 
 fn add<T: Clone + PartialEq>(
@@ -135,7 +202,7 @@ fn add<T: Clone + PartialEq>(
 ) {
     for (name, value) in given {
         let Some((key, place)) = node.get(section).and_then(|s| s.entry(name)) else { continue };
-        let placed = Placed { value: value.clone(), file: file.name.clone(), at: key.at, node: Rc::clone(place) };
+        let placed = Placed { value: value.clone(), file: file.name.clone(), at: key.at, node: Some(Rc::clone(place)) };
         match all.get(name) {
             None => drop(all.insert(name.clone(), placed)),
             Some(first) if first.value == placed.value => {
@@ -158,29 +225,12 @@ fn add<T: Clone + PartialEq>(
     }
 }
 
-fn revision(topology: &Topology) -> String {
-    #[derive(Serialize)]
-    struct Content<'a> {
-        nodes: BTreeMap<&'a str, &'a [std::net::IpAddr]>,
-        tunnels: BTreeMap<&'a str, &'a TunnelDoc>,
-        tenants: BTreeMap<&'a str, &'a TenantDoc>,
-        mappings: Vec<&'a MappingDoc>,
-    }
-    let content = Content {
-        nodes: topology.nodes.iter().map(|(n, p)| (n.as_str(), p.value.as_slice())).collect(),
-        tunnels: topology.tunnels.iter().map(|(n, p)| (n.as_str(), &p.value)).collect(),
-        tenants: topology.tenants.iter().map(|(n, p)| (n.as_str(), &p.value)).collect(),
-        mappings: {
-            let mut all: Vec<&MappingDoc> = topology.mappings.iter().map(|p| &p.value).collect();
-            all.sort_by_key(|m| (&m.interface, m.id, m.remote));
-            all
-        },
-    };
-    let mut writer = BufWriter::with_capacity(1 << 14, Hashed(Sha256::new()));
+fn hash(said: &impl Serialize) -> [u8; 32] {
+    let mut writer = BufWriter::with_capacity(1 << 10, Hashed(Sha256::new()));
     // Neither plain data nor a hash can fail.
-    let written = serde_json::to_writer(&mut writer, &content).is_ok();
+    let written = serde_json::to_writer(&mut writer, said).is_ok();
     let digest = writer.into_inner().ok().filter(|_| written).map(|hashed| hashed.0.finalize());
-    hex(digest.as_deref().unwrap_or_default(), 8)
+    digest.map(Into::into).unwrap_or_default()
 }
 
 /// Hashes what is written.

@@ -1,10 +1,12 @@
 //! Topology files' text to the desired state of one node, and everything that can be wrong on the way.
 //!
-//! `parse` reads one file, `merge` makes one topology of many, `Topology::compile` derives one node's state. The rule:
+//! `parse` reads one file, `merge` makes one topology of many, `Topology::compile` derives one node's state; `Compiled`
+//! follows changes of single files. The rule:
 //! pure code only, and every error at once, each at its file, line and column.
 
 pub mod adopt;
 mod compile;
+mod compiled;
 mod diagnostic;
 mod document;
 pub mod guard;
@@ -14,6 +16,7 @@ pub mod render;
 mod tree;
 
 pub use compile::{NodeChoice, port_name};
+pub use compiled::{Changed, Compiled};
 pub use diagnostic::{Diagnostic, Place, nearest};
 pub use merge::{Topology, merge};
 pub use parse::{ParsedFile, parse};

@@ -2,7 +2,7 @@
 
 use super::SourceFile;
 use super::diagnostic::{Diagnostic, nearest};
-use super::document::{Document, MAPPING, MEMBER, TENANT, TOP, TUNNEL, VERSION};
+use super::document::{Document, MAPPING, MEMBER, MappingDoc, TENANT, TOP, TUNNEL, VERSION};
 use super::tree::{self, At, Kind, Node};
 use crate::model::Name;
 use serde::Deserialize;
@@ -23,6 +23,17 @@ impl ParsedFile {
         // A document, its sections, their entries.
         self.documents.iter_mut().for_each(|(_, node)| *node = node.cut(2));
         self
+    }
+
+    /// The mappings that it lists.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = &MappingDoc> {
+        self.documents.iter().flat_map(|(document, _)| &document.mappings)
+    }
+
+    /// Whether mappings are all that it says, and nothing is wrong with its form.
+    pub(super) fn says_mappings_only(&self) -> bool {
+        let only = |d: &Document| d.nodes.is_empty() && d.tunnels.is_empty() && d.tenants.is_empty();
+        self.diagnostics.is_empty() && self.documents.iter().all(|(document, _)| only(document))
     }
 
     /// What is wrong with its form.
@@ -133,6 +144,7 @@ fn form(file: &str, node: &Node, out: &mut Vec<Diagnostic>) {
             Kind::Sequence(items) => items.is_empty(),
             Kind::Mapping(entries) => entries.is_empty(),
             Kind::Scalar { .. } => value.is_null(),
+            Kind::Places(places) => places.is_empty(),
         };
         if empty {
             let message = format!("`{section}:` has nothing in it");

@@ -44,9 +44,14 @@ pub(super) struct Node {
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     Sequence(Vec<Rc<Node>>),
     Mapping(Vec<(Key, Rc<Node>)>),
+    /// A sequence of which only the places are kept.
+    Places(Vec<At>),
 }
 
 #[derive(Debug, Clone)]
@@ -76,16 +81,22 @@ impl Node {
         }
     }
 
+    /// Where an item of a sequence stands, and what it says, if that is kept.
+    pub(super) fn place(&self, n: usize) -> Option<(At, Option<Rc<Self>>)> {
+        match &self.kind {
+            Kind::Places(places) => places.get(n).map(|at| (*at, None)),
+            _ => self.item(n).map(|item| (item.at, Some(Rc::clone(item)))),
+        }
+    }
+
     /// The same places down to that depth, without what lies below.
     pub(super) fn cut(&self, depth: usize) -> Rc<Self> {
         let kind = match &self.kind {
-            Kind::Sequence(items) if depth > 0 => {
-                Kind::Sequence(items.iter().map(|item| item.cut(depth - 1)).collect())
-            }
+            Kind::Sequence(items) => Kind::Places(items.iter().map(|item| item.at).collect()),
             Kind::Mapping(entries) if depth > 0 => {
                 Kind::Mapping(entries.iter().map(|(key, node)| (key.clone(), node.cut(depth - 1))).collect())
             }
-            _ => Kind::Sequence(Vec::new()),
+            _ => Kind::Places(Vec::new()),
         };
         Rc::new(Self { at: self.at, kind, size: self.size })
     }
