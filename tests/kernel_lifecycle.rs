@@ -451,6 +451,18 @@ fn run_follows_the_files() {
     let daemon = host.daemon_unready();
     eventually("the daemon is back", || host.status()["daemon"]["running"] == true && !config_error().is_empty());
     unchanged("restart with broken files");
+    // And it is kept in force: an interface that comes back gets its program and entries, files or not.
+    host.netns.cmd("ip link del pa");
+    await_state(host, "t-pa/pa", "pending");
+    make_port(host, "pa", "192.168.70.1/24");
+    assert_pings(near, "192.168.70.2");
+    await_state(host, "t-pa/pa", "active");
+    let live = ["tunkey2if", "if2tunkey", "conf"].map(|m| entries(&host.dump(m)));
+    let unchanged = |what: &str| {
+        assert!(pings(near, "192.168.70.2", 3) && pings(near, "192.168.71.2", 3), "{what}");
+        assert_eq!(["tunkey2if", "if2tunkey", "conf"].map(|m| entries(&host.dump(m))), live, "{what}");
+        assert_eq!(host.status()["mappings"].as_array().unwrap().len(), 2, "{what}");
+    };
 
     // Fixed.
     host.write("a.yaml", &edit_text(0, &[("pa", 1), ("pb", 22)]));
@@ -484,6 +496,64 @@ fn run_follows_the_files() {
     host.wait_in_force();
     assert_eq!(daemon.stop(), Some(0));
     drop(far);
+}
+
+/// The revision that a topology has, before anybody took it over.
+fn revision_of(host: &Host, text: &str) -> String {
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("other.yaml"), text).unwrap();
+    let plan = host.expect(0, &["plan", "--format", "json", "--topology", elsewhere.path().to_str().unwrap()]);
+    serde_json::from_str::<Value>(&plan).unwrap()["revision"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_revision_is_waited_for_until_its_content_is_in_force() {
+    let underlay = Underlay::new();
+    let host = underlay.host(0);
+    for name in ["pa", "pb"] {
+        make_port(&host, name, "192.168.70.1/24");
+    }
+    let (one, both) = (edit_text(0, &[("pa", 1)]), edit_text(0, &[("pa", 1), ("pb", 2)]));
+    let rekeyed = edit_text(0, &[("pa", 1), ("pb", 7)]);
+    let revisions = [&one, &both, &rekeyed].map(|text| revision_of(&host, text));
+    assert_eq!(revisions.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
+    host.write("a.yaml", &one);
+    let daemon = host.daemon();
+    // At once, for what is in force; in vain, for what isn't.
+    let wait = |revision: &str, seconds: &str| {
+        host.command(&["status", "--wait", "--revision", revision, "--timeout", seconds, "--format", "json"])
+    };
+    assert!(wait(&revisions[0], "60").output().unwrap().status.success());
+    assert_eq!(wait(&revisions[1], "1").output().unwrap().status.code(), Some(6));
+
+    let id_of = |name: &str| {
+        let key = format!("{:?}", host.ifindex(name).to_ne_bytes().map(|b| format!("0x{b:02x}")));
+        let value = entries(&host.dump("if2tunkey")).get(&key.replace(", ", ",")).cloned();
+        value.map(|v| serde_json::from_str::<Value>(&v).unwrap()).map(|v| number(&v.as_array().unwrap()[12..].into()))
+    };
+    // Something comes, something changes, something goes: what is waited for is in the maps when the wait is over, and
+    // the wait lasts as long as it isn't.
+    let cases = [(&both, 1, Some(2)), (&rekeyed, 2, Some(7)), (&one, 0, None)];
+    for (text, revision, id) in cases {
+        let before = id_of("pb");
+        let mut waiting = wait(&revisions[revision], "60").stdout(std::process::Stdio::null()).spawn().unwrap();
+        let passes = || host.status()["daemon"]["passes"].as_u64().unwrap();
+        let seen = passes();
+        daemon.signal(Signal::HUP);
+        eventually("a pass", || passes() > seen);
+        assert_eq!((waiting.try_wait().unwrap(), id_of("pb")), (None, before));
+        host.write("a.yaml", text);
+        assert!(waiting.wait().unwrap().success());
+        assert_eq!(id_of("pb"), id);
+        assert_eq!(host.status()["revision"], revisions[revision].as_str());
+    }
+    // The content counts, not the files: said in two of them it is the same.
+    let (head, mapping) = both.split_at(both.rfind("- {").unwrap());
+    host.write("b.yaml", &format!("version: 1\nmappings:\n{mapping}"));
+    host.write("a.yaml", head);
+    assert!(wait(&revisions[1], "60").output().unwrap().status.success());
+    assert_eq!(id_of("pb"), Some(2));
+    assert_eq!(daemon.stop(), Some(0));
 }
 
 #[test]

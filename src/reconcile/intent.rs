@@ -132,6 +132,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_allowed_is_what_was_held_and_no_more() {
+        let allow = Removals { allow: true, delay: false };
+        let before = Intent { desired: state(0..60), ..Intent::default() };
+        // 20 of 60 are held; before somebody allows them, the files lose 20 more.
+        let held = intend(Some(&before), state(20..60), ASK);
+        assert_eq!((held.held.len(), held.desired.mappings.len()), (20, 60));
+        let released = intend(Some(&held), state(40..60), allow);
+        assert_eq!(released.desired.mappings.len(), 40);
+        let still: Vec<u32> = released.held.iter().map(|name| name[1..].parse().unwrap()).collect();
+        assert!(still.len() == 20 && still.iter().all(|n| (20..40).contains(n)), "{still:?}");
+        // Those were not seen by whoever allowed: they need a word of their own.
+        let again = intend(Some(&released), state(40..60), ASK);
+        assert_eq!(again, released);
+        let all = intend(Some(&again), state(40..60), allow);
+        assert_eq!((all.held.len(), all.desired.mappings.len()), (0, 20));
+    }
+
+    #[test]
     fn a_bridge_stays_with_the_tenant_whose_ports_are_held() {
         let mesh = |tenant: &str, id: u32| -> Arc<Desired> {
             let text = format!(
