@@ -5,6 +5,7 @@
 pub mod exit;
 
 mod apply;
+mod doctor;
 mod down;
 mod paint;
 mod plan;
@@ -150,6 +151,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
     Status(status::StatusArgs),
+    /// Looks for what keeps this host from working well, each finding with its remedy
+    Doctor(doctor::DoctorArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
 }
@@ -266,6 +269,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
+            Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,
             Command::Validate(args) => args.run(&cli.global),
         }
