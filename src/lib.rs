@@ -17,6 +17,8 @@
 //! - [`reconcile`]: observe, plan, apply, observe again; the daemon's loop and its control socket.
 //! - [`cli`]: one file a command, exit codes, rendering. Edge.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod bpf;
 pub mod cli;
 mod fault_point;
