@@ -18,6 +18,8 @@
 //! - [`doctor`]: what on this host is in the way, each finding with its remedy.
 //! - [`cli`]: one file a command, exit codes, rendering. Edge.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod bpf;
 pub mod cli;
 pub mod doctor;
