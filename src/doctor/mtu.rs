@@ -5,10 +5,13 @@ use crate::model::{Attach, Link, Mapping, Observed, TunnelKind};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+/// Underlay link, its MTU, encapsulation, and whether it is over IPv6.
+type Cause<'a> = (&'a str, u32, TunnelKind, bool);
+
 pub(super) fn check(facts: &Facts, out: &mut Findings) {
     let (Some(live), Some(desired)) = (&facts.live, facts.desired()) else { return };
     // One finding for all that have the same cause: there may be thousands.
-    let mut too_large: BTreeMap<(&str, u32, TunnelKind, bool), Vec<(&Mapping, &Link)>> = BTreeMap::new();
+    let mut too_large: BTreeMap<Cause<'_>, Vec<(&Mapping, &Link)>> = BTreeMap::new();
     let links: HashMap<&str, &Link> = live.observed.links.iter().map(|l| (l.name.as_str(), l)).collect();
     let mut underlays: HashMap<IpAddr, Option<(&str, u32)>> = HashMap::new();
     for mapping in desired.mappings.values() {
