@@ -149,6 +149,10 @@ fn schedule(seed: u64) -> [u64; 5] {
             let kind = &mut run.reconciler.kernel().inner.state.features.hook_kind;
             *kind = if *kind == HookKind::Tcx { HookKind::Clsact } else { HookKind::Tcx };
         }
+        if dice.percent(10) {
+            // Restarted as a later version with another layout.
+            run.reconciler.kernel().inner.age_maps();
+        }
         for _ in 0..1 + usize::from(dice.percent(40)) {
             drop(run.pass(&from, &goal));
             from.clone_from(&goal);

@@ -6,8 +6,10 @@
 
 use super::MapFull;
 use super::abi::Plain;
+use super::earlier::Earlier;
 use super::sys::{ENOTSUPP, MapFd, MapInfo};
 use anyhow::{Context, Result, anyhow};
+use std::borrow::Cow;
 use std::io;
 
 /// Most entries of one call.
@@ -34,6 +36,8 @@ pub(super) trait RawMap {
 pub(super) struct Map<F = MapFd> {
     pub(super) name: &'static str,
     pub(super) fd: F,
+    /// What its values look like, where an earlier version made it: it is read as if it were today's, and never written.
+    pub(super) earlier: Option<Earlier>,
 }
 
 impl<F: RawMap> Map<F> {
@@ -124,7 +128,12 @@ impl<F: RawMap> Map<F> {
             .fd
             .lookup(K::bytes_of(std::slice::from_ref(&key)), &mut value)
             .with_context(|| format!("look {} up", self.name))?;
-        Ok(found.then(|| V::from_bytes(&value)))
+        Ok(found.then(|| V::from_bytes(&self.today(&value))))
+    }
+
+    /// A value as today's layout has it.
+    fn today<'v>(&self, value: &'v [u8]) -> Cow<'v, [u8]> {
+        self.earlier.map_or(Cow::Borrowed(value), |earlier| Cow::Owned(earlier.translate(value)))
     }
 
     /// Every entry, in no order.
@@ -161,7 +170,10 @@ impl<F: RawMap> Map<F> {
                 },
             };
             let entries = keys.chunks_exact(key_len).zip(values.chunks_exact(value_len)).take(count as usize);
-            entries.for_each(|(key, value)| visit(key, value));
+            match self.earlier {
+                None => entries.for_each(|(key, value)| visit(key, value)),
+                Some(earlier) => entries.for_each(|(key, value)| visit(key, &earlier.translate(value))),
+            }
             if end {
                 return Ok(());
             }
@@ -175,7 +187,7 @@ impl<F: RawMap> Map<F> {
         let mut key: Option<Vec<u8>> = None;
         while self.fd.next_key(key.as_deref(), &mut next).with_context(context)? {
             if self.fd.lookup(&next, &mut value).with_context(context)? {
-                visit(&next, &value);
+                visit(&next, &self.today(&value));
             }
             key = Some(next.clone());
         }

@@ -161,7 +161,7 @@ fn map(max_entries: u32, buckets: u32) -> Map<Fake> {
         for_good: false,
         calls: Cell::new(0),
     };
-    Map { name: "fake", fd }
+    Map { name: "fake", fd, earlier: None }
 }
 
 fn full(max_entries: u32, buckets: u32) -> Map<Fake> {

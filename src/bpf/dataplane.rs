@@ -32,7 +32,8 @@ pub const SLOTS_READ: u32 = 4096;
 pub struct Dataplane {
     pub(super) pins: Pins,
     pub(super) maps: Option<Maps>,
-    /// What another version of this program pinned instead: it is made anew.
+    /// What another version of this program pinned. Where its maps can be read, they are `maps` until a growth carries them
+    /// over; otherwise they are made anew.
     pub(super) outdated: Option<String>,
     /// A growth was interrupted after it had begun to switch programs: see [`Dataplane::recover`].
     pub(super) half_grown: bool,
@@ -43,7 +44,8 @@ pub struct Dataplane {
 impl Dataplane {
     /// Opens what is pinned in a directory. Makes and changes nothing; the directory needn't exist.
     ///
-    /// Maps that another version pinned with another layout count as none: [`Self::create_maps`] makes them anew, beside
+    /// Maps of an earlier version are read as if they were this one's, and refuse to be written until [`Self::grow_maps`]
+    /// has carried them over. Those whose layout isn't known count as none: [`Self::create_maps`] makes them anew, beside
     /// what runs on the old ones.
     ///
     /// # Errors
@@ -61,7 +63,7 @@ impl Dataplane {
         (self.maps, self.outdated) = match Maps::open(&self.pins) {
             // Only what has our `meta` beside it is ours to make anew.
             Err(error) if error.is::<LayoutMismatch>() && matches!(Maps::open_meta(&self.pins), Ok(Some(_))) => {
-                (None, Some(format!("{error:#}")))
+                (Maps::open_earlier(&self.pins)?, Some(format!("{error:#}")))
             }
             maps => (maps?, None),
         };
@@ -128,6 +130,9 @@ impl Dataplane {
     pub(super) fn writable_maps(&self) -> Result<&Maps> {
         if self.half_grown {
             bail!("a growth of the maps in {} was interrupted and must be finished first", self.pins.dir.display());
+        }
+        if let Some(why) = &self.outdated {
+            bail!("the maps must be carried over to this version's layout first: {why}");
         }
         self.maps()
     }
@@ -243,12 +248,12 @@ impl Dataplane {
             };
             let info = sys::program_info(fd.as_fd()).with_context(|| format!("ask about {}", path.display()))?;
             let current = match &self.maps {
-                None => false,
-                Some(maps) => {
+                Some(maps) if self.outdated.is_none() => {
                     let used = uses(maps, program).iter().all(|id| info.maps.contains(id));
                     let meta = maps.meta.get::<u32, RawMeta>(object::meta_index(program))?;
                     used && meta == Some(object::meta(info.id))
                 }
+                _ => false,
             };
             programs.push(LoadedProgram { program, id: info.id, current });
         }

@@ -1,4 +1,5 @@
-//! Larger maps under traffic: made beside the old ones, filled, switched to by updating every attachment.
+//! Other maps under traffic, larger ones or of today's layout: made beside the old ones, filled, switched to by updating
+//! every attachment.
 //!
 //! All of it is built in `PIN/next`. Until the mark `PIN/next/committed` stands there, a crash means that `next` is
 //! thrown away and nothing has happened; from then on it means that the rest is done by the next writer. Both sets hold
@@ -25,7 +26,8 @@ pub struct Growth {
 }
 
 impl Dataplane {
-    /// Grows the maps to that many slots under traffic, keeping entries, devices and counters.
+    /// Grows the maps to that many slots under traffic, keeping entries, devices and counters. Maps of an earlier layout
+    /// are carried over to today's.
     ///
     /// What the old counters count between being copied and the switch of their program, some milliseconds, is lost;
     /// packets aren't.
@@ -34,7 +36,10 @@ impl Dataplane {
     /// Where the maps are larger already. After any other error call [`Self::recover`].
     pub fn grow_maps(&mut self, capacity: u32) -> Result<Growth> {
         let (pins, next) = (self.pins.clone(), self.pins.next());
-        let old = self.writable_maps()?;
+        if self.half_grown {
+            bail!("grow the maps: a growth was interrupted and must be finished first");
+        }
+        let old = self.maps()?;
         if capacity < old.capacity() {
             bail!("grow the maps to {capacity} slots: they have {} already", old.capacity());
         }
@@ -134,7 +139,7 @@ fn copy(from: &Map, to: &Map) -> Result<()> {
         keys.extend_from_slice(key);
         values.extend_from_slice(value);
     })?;
-    to.update_bytes(&keys, &values).with_context(|| format!("copy {} into a larger map", from.name)).map(drop)
+    to.update_bytes(&keys, &values).with_context(|| format!("copy {} into another map", from.name)).map(drop)
 }
 
 /// Copies devices. A device may go, and a stranger take its index, between being read and being written: so each is

@@ -9,6 +9,7 @@ use super::abi::{
     RawTunKey, RawUnknown, UNKNOWN_ENTRIES,
 };
 use super::batch::{Map, RawMap};
+use super::earlier::Earlier;
 use super::pins::Pins;
 use super::sys::{self, MapFd, MapInfo};
 use anyhow::{Context, Result, anyhow};
@@ -76,9 +77,32 @@ impl Maps {
     /// # Errors
     /// [`LayoutMismatch`] where a pin isn't what this program would have made.
     pub(super) fn open(pins: &Pins) -> Result<Option<Self>> {
+        let Some(maps) = Self::open_all(pins, ABI_VERSION)? else { return Ok(None) };
+        match maps.version()? {
+            // 0: made a moment ago, not yet marked.
+            0 | ABI_VERSION => Ok(Some(maps)),
+            other => Err(mismatch(pins, "meta", "layout version", u64::from(other), u64::from(ABI_VERSION))),
+        }
+    }
+
+    /// Opens what an earlier version pinned, to be read only; `None` where it isn't known what lies in one of the maps.
+    pub(super) fn open_earlier(pins: &Pins) -> Result<Option<Self>> {
+        let Some(meta) = Self::open_meta(pins)? else { return Ok(None) };
+        let version = meta.get::<u32, RawMeta>(0)?.unwrap_or_default().abi;
+        if version == 0 || version >= ABI_VERSION {
+            return Ok(None);
+        }
+        match Self::open_all(pins, version) {
+            Err(error) if error.is::<LayoutMismatch>() => Ok(None),
+            maps => maps,
+        }
+    }
+
+    /// Opens maps that look as that version made them.
+    fn open_all(pins: &Pins, version: u32) -> Result<Option<Self>> {
         let mut maps = Vec::with_capacity(SPECS.len());
         for spec in &SPECS {
-            match open_one(pins, spec)? {
+            match open_one(pins, spec, Earlier::of(version, spec.name).filter(|_| version < ABI_VERSION))? {
                 Some(map) => maps.push(map),
                 None => return Ok(None),
             }
@@ -87,19 +111,18 @@ impl Maps {
         else {
             return Ok(None);
         };
-        let maps = Self { conf, tunkey2if, if2tunkey, devs, counters, unknown, meta };
-        // 0: made a moment ago, not yet marked.
-        let abi = maps.meta.get::<u32, RawMeta>(0)?.unwrap_or_default().abi;
-        if abi != 0 && abi != ABI_VERSION {
-            return Err(mismatch(pins, "meta", "layout version", u64::from(abi), u64::from(ABI_VERSION)));
-        }
-        Ok(Some(maps))
+        Ok(Some(Self { conf, tunkey2if, if2tunkey, devs, counters, unknown, meta }))
+    }
+
+    /// Which version of the layouts they say they have.
+    fn version(&self) -> Result<u32> {
+        Ok(self.meta.get::<u32, RawMeta>(0)?.unwrap_or_default().abi)
     }
 
     /// `meta` alone, whose layout is the same in every version; `None` where it isn't pinned.
     pub(super) fn open_meta(pins: &Pins) -> Result<Option<Map>> {
         let spec = SPECS.iter().find(|spec| spec.name == "meta");
-        spec.map_or(Ok(None), |spec| open_one(pins, spec))
+        spec.map_or(Ok(None), |spec| open_one(pins, spec, None))
     }
 
     /// Pins again what somebody unpinned while we hold it.
@@ -121,7 +144,7 @@ impl Maps {
     }
 }
 
-fn open_one(pins: &Pins, spec: &Spec) -> Result<Option<Map>> {
+fn open_one(pins: &Pins, spec: &Spec, earlier: Option<Earlier>) -> Result<Option<Map>> {
     let path = pins.map(spec.name);
     let fd = match sys::open_pin(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -129,15 +152,15 @@ fn open_one(pins: &Pins, spec: &Spec) -> Result<Option<Map>> {
     };
     let copies = if spec.kind == PERCPU_ARRAY { possible_cpus()? } else { 1 };
     let fd = MapFd::new(fd, copies).with_context(|| format!("ask for the layout of {}", path.display()))?;
-    check(pins, spec, fd.info())?;
-    Ok(Some(Map { name: spec.name, fd }))
+    check(pins, spec, earlier.map_or(spec.value_size, |earlier| earlier.from), fd.info())?;
+    Ok(Some(Map { name: spec.name, fd, earlier }))
 }
 
-fn check(pins: &Pins, spec: &Spec, info: &MapInfo) -> Result<()> {
+fn check(pins: &Pins, spec: &Spec, value_size: usize, info: &MapInfo) -> Result<()> {
     let compared = [
         ("map type", info.kind, spec.kind),
         ("key size", info.key_size, spec.key_size as u32),
-        ("value size", info.value_size, spec.value_size as u32),
+        ("value size", info.value_size, value_size as u32),
         ("flags", info.flags, spec.flags),
         ("number of entries", info.max_entries, spec.entries.unwrap_or(info.max_entries)),
     ];

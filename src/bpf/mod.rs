@@ -6,6 +6,7 @@
 //! - `abi`: layouts shared with the programs, translated from and to the model.
 //! - `sys`: raw system calls. `calls`: how many those were. `batch`: many entries a call. `maps`: the set of maps, checked.
 //! - `bare`: the calls without the engine, for the benchmark.
+//! - `earlier`: the layouts of earlier versions.
 //! - `object`: the embedded eBPF object. `pins`: where things are pinned.
 //! - `dataplane`: opening, observing, programs, taking everything down. `write`: writing maps. `grow`: larger maps
 //!   under traffic. `tcx`: attachments. `foreign`: what others run beside us.
@@ -18,6 +19,7 @@ pub mod bare;
 mod batch;
 mod calls;
 mod dataplane;
+mod earlier;
 mod foreign;
 mod grow;
 mod maps;

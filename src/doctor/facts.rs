@@ -15,6 +15,7 @@ use crate::reconcile::loader::Loader;
 use crate::reconcile::status::Status;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Everything that checks may look at.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ pub struct Facts {
     /// Directories.
     pub paths: PathFacts,
     /// What the files say.
-    pub files: Option<Desired>,
+    pub files: Option<Arc<Desired>>,
     /// Why they were not accepted.
     pub rejected: Option<String>,
     /// What was accepted.
@@ -118,7 +119,7 @@ pub enum Blind {
 impl Facts {
     /// What is to be in force: what the files say or, where they are wrong, what was accepted.
     pub fn desired(&self) -> Option<&Desired> {
-        self.files.as_ref().or(self.accepted.as_ref().map(|a| &a.desired))
+        self.files.as_deref().or(self.accepted.as_ref().map(|a| &*a.desired))
     }
 
     /// Gathers them.

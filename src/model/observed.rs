@@ -19,9 +19,9 @@ pub struct Observed {
     pub links: Vec<Link>,
     /// Every address of the namespace.
     pub addresses: Vec<Address>,
-    /// Our maps; `None` where none are pinned.
+    /// Our maps; `None` where none are pinned that can be read.
     pub maps: Option<MapState>,
-    /// What another version pinned in their place, in words.
+    /// What is wrong with the layout of what is pinned, where another version pinned it.
     #[serde(default)]
     pub outdated_maps: Option<String>,
     /// Our pinned programs.

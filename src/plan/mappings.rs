@@ -77,16 +77,24 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
             Some(why) => (Reason::Upgrade, format!("{detail}: {why}; counters start anew")),
         };
         b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Create, reason, detail);
-    } else if peak > b.live.capacity {
-        let (from, to) = (b.live.capacity, roomy().max(b.live.capacity.saturating_mul(2)).min(SLOT_LIMIT));
+        return;
+    }
+    // Maps of an earlier layout are carried over by what carries them over into larger ones.
+    let outdated = b.input.observed.outdated_maps.as_ref();
+    let (from, short) = (b.live.capacity, peak > b.live.capacity);
+    let to = if short { roomy().max(from.saturating_mul(2)).min(SLOT_LIMIT) } else { from };
+    if let Some(why) = outdated {
+        let detail = format!("carry entries and counters over to the layout of this version: {why}");
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Upgrade, detail);
+    }
+    if short {
+        let slots = |capacity: u32| capacity.saturating_sub(FIRST_MAPPING_SLOT);
+        let detail = format!("grow maps from {} to {} mappings", slots(from), slots(to));
+        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Added, detail);
+    }
+    if short || outdated.is_some() {
         b.growing = true;
         b.operation(Phase::Maps, DATA_PLANE, Step::GrowMaps { from, to });
-        let detail = format!(
-            "grow maps from {} to {} mappings",
-            from.saturating_sub(FIRST_MAPPING_SLOT),
-            to - FIRST_MAPPING_SLOT
-        );
-        b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Added, detail);
     }
 }
 

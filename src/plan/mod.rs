@@ -237,7 +237,7 @@ pub enum Step {
         /// Slots, and entries of each hash.
         capacity: u32,
     },
-    /// Moves the live contents into larger maps.
+    /// Moves the live contents into larger maps, or into maps of this version's layout.
     GrowMaps {
         /// Capacity before.
         from: u32,

@@ -89,7 +89,9 @@ impl MemoryKernel {
         found.ok_or_else(|| DeviceGone { ifindex }.into())
     }
 
+    /// The maps, to write to.
     fn maps(&mut self) -> Result<&mut MapState> {
+        ensure!(self.state.outdated_maps.is_none(), "the maps must be carried over first");
         self.state.maps.as_mut().ok_or_else(|| NoMaps { dir: "/memory".into() }.into())
     }
 
@@ -185,7 +187,7 @@ impl MemoryKernel {
 
     /// Grows, but stops after so many switched attachments; before the first, nothing has happened.
     fn grow(&mut self, capacity: u32, limit: usize) -> Result<()> {
-        let maps = self.maps()?;
+        let maps = self.state.maps.as_ref().context("there are no maps")?;
         ensure!(capacity >= maps.capacity, "they have {} slots already", maps.capacity);
         let copy = MapState { capacity, ..maps.clone() };
         if limit == 0 {
@@ -234,6 +236,7 @@ impl MemoryKernel {
         }
         self.generation = growth.generation;
         self.state.programs = growth.programs;
+        self.state.outdated_maps = None;
         self.moment();
     }
 

@@ -32,6 +32,7 @@ pub enum Mischief {
     Imposter(usize),
     OtherHook,
     LostMaps,
+    EarlierMaps,
     SmallMaps(u32),
 }
 
@@ -64,6 +65,7 @@ pub fn mischief() -> impl Strategy<Value = Mischief> {
         any::<usize>().prop_map(Mischief::Imposter),
         Just(Mischief::OtherHook),
         Just(Mischief::LostMaps),
+        Just(Mischief::EarlierMaps),
         (64u32..72).prop_map(Mischief::SmallMaps),
     ]
 }
@@ -142,6 +144,7 @@ pub fn spoil(kernel: &mut MemoryKernel, mischief: &Mischief) {
             return;
         }
         Mischief::LostMaps => return kernel.lose_maps(),
+        Mischief::EarlierMaps => return kernel.age_maps(),
         Mischief::Detach(n) => return remove_nth(&mut kernel.state.attachments, *n),
         Mischief::Behind(n) => {
             if let Some(a) = nth(&mut kernel.state.attachments, *n) {

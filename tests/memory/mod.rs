@@ -146,7 +146,14 @@ impl MemoryKernel {
         if let Some(maps) = self.state.maps.take() {
             self.older.insert(self.generation, maps);
         }
-        self.growth = None;
+        (self.growth, self.state.outdated_maps) = (None, None);
+    }
+
+    /// They turn out to be what an earlier version made: to be read, and to be carried over.
+    pub fn age_maps(&mut self) {
+        if self.growth.is_none() && self.state.maps.is_some() {
+            self.state.outdated_maps = Some("the maps are of an earlier layout".to_owned());
+        }
     }
 
     /// The maps that a program runs on.
@@ -171,7 +178,8 @@ impl MemoryKernel {
             let named = keys.chain(maps.if2tunkey.iter().map(|(_, v)| v.slot)).filter(|slot| *slot < maps.capacity);
             let end = named.max().map_or(FIRST_MAPPING_SLOT, |s| s + 1).max(tunnel_mesh::bpf::SLOTS_READ);
             maps.devs.retain(|(slot, _)| *slot < end);
-        } else {
+        }
+        if seen.maps.is_none() || seen.outdated_maps.is_some() {
             seen.programs.iter_mut().for_each(|p| p.current = false);
         }
         seen.programs.sort_by_key(|p| p.program);
