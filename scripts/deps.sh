@@ -32,6 +32,8 @@ needs() {
             echo 'iperf3 iperf3'
             echo 'strace strace'
             echo 'git git'
+            echo 'nft nftables'
+            echo 'iptables-legacy iptables'
             ;;
         bench)
             echo 'ip iproute2'

@@ -8,12 +8,16 @@ mod desired;
 mod device;
 mod name;
 mod observed;
+mod prefix;
+mod underlay;
 
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
 pub use name::Name;
 pub use observed::*;
+pub use prefix::Prefix;
+pub use underlay::*;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
