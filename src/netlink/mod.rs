@@ -17,7 +17,7 @@ mod underlay;
 mod underlay_watch;
 mod watch;
 
-pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY};
+pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY, ListedFilter};
 pub use device::DELETE_GROUP;
 pub use transport::{is_denied, is_gone};
 pub use underlay_watch::UnderlayWatch;
