@@ -116,6 +116,7 @@ fn look_ups(findings: &mut Findings) {
     let tables = [
         ("one entry", Table::new("look_up", 1, 1)),
         ("1M entries, 64 of them hot", Table::new("look_up", MILLION, HOT)),
+        ("1M entries, one of them hot", Table::new("look_up", MILLION, 1)),
         ("1M entries, 1k of them hot", Table::new("look_up", MILLION, 1024)),
         ("128k entries, uniformly random", Table::new("look_up", MANY, MANY)),
         ("1M entries, uniformly random", Table::new("look_up", MILLION, MILLION)),

@@ -37,9 +37,10 @@ fn main() {
         }
     }
     if wanted.is_empty() {
+        let root = env!("CARGO_MANIFEST_DIR");
         report::store("bench", &findings.markdown);
-        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench");
-        std::fs::create_dir_all(directory).unwrap();
-        std::fs::write(format!("{directory}/datapath.json"), findings.json()).unwrap();
+        std::fs::write(format!("{root}/docs/datapath.svg"), &findings.picture).unwrap();
+        std::fs::create_dir_all(format!("{root}/target/bench")).unwrap();
+        std::fs::write(format!("{root}/target/bench/datapath.json"), findings.json()).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The table of the ways as a picture: docs/datapath.svg.
+//! The table of the ways as a picture.
 
 use crate::path::Mode;
 use std::fmt::Write;
@@ -16,12 +16,7 @@ const BARS: f64 = 440.0;
 const LINE: f64 = 24.0;
 const TITLE: f64 = 40.0;
 
-pub fn store(panels: &[Panel]) {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/datapath.svg");
-    std::fs::write(path, svg(panels)).unwrap();
-}
-
-fn svg(panels: &[Panel]) -> String {
+pub fn svg(panels: &[Panel]) -> String {
     let each = TITLE + LINE * Mode::ALL.len() as f64 + 12.0;
     let height = each * panels.len() as f64 + 8.0;
     let mut text = format!(

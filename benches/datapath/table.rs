@@ -88,10 +88,11 @@ impl Ratio {
     }
 }
 
-/// What a run found: text for docs/benchmarks.md, ratios for the file that is checked.
+/// What a run found: text and a picture for docs/, ratios for the file that is checked.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub markdown: String,
+    pub picture: String,
     pub ratios: Vec<Ratio>,
 }
 

@@ -65,7 +65,7 @@ pub fn run(findings: &mut Findings) {
     findings.table(&["median (best)", "CPU ns a packet", "TCP Gb/s per CPU", "p50 round trip, µs"], &absolute);
     findings.markdown.push_str("![CPU time a packet, TCP and round trip of every mode and peer](datapath.svg)\n\n");
     let medians = |rounds: &[Rounds]| rounds.iter().map(Rounds::median).collect::<Vec<_>>();
-    picture::store(&[
+    findings.picture = picture::svg(&[
         Panel {
             title: "CPU time of a 64-byte packet, ns: less is better",
             figures: medians(&figures.packets),
