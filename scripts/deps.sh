@@ -38,6 +38,7 @@ needs() {
         bench)
             echo 'ip iproute2'
             echo 'bridge iproute2'
+            echo 'ethtool ethtool'
             echo 'nsenter util-linux'
             echo 'bpftool bpftool'
             echo 'python3 python3'
