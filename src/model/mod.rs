@@ -9,6 +9,8 @@ mod desired;
 mod device;
 mod name;
 mod observed;
+mod prefix;
+mod underlay;
 
 pub use chain::*;
 pub use counters::*;
@@ -16,6 +18,8 @@ pub use desired::*;
 pub use device::*;
 pub use name::Name;
 pub use observed::*;
+pub use prefix::Prefix;
+pub use underlay::*;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
