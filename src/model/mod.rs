@@ -8,12 +8,14 @@ mod desired;
 mod device;
 mod name;
 mod observed;
+mod snapshot;
 
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
 pub use name::Name;
 pub use observed::*;
+pub use snapshot::*;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
