@@ -3,6 +3,7 @@
 //! A *mapping* ties one local interface to one tunnel key: `{tunnel, id, remote} <-> interface`.
 //! Nothing in here performs I/O, reads a clock or knows about `aya` or `rtnetlink`.
 
+mod chain;
 mod counters;
 mod desired;
 mod device;
@@ -10,6 +11,7 @@ mod name;
 mod observed;
 mod snapshot;
 
+pub use chain::*;
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
