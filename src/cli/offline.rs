@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 const SIZE_MAX: u64 = 1 << 30;
 
 /// A topology that was read, of no node yet.
-pub(super) struct Read {
+pub(super) struct Declared {
     topology: Topology,
     sources: Vec<SourceFile>,
 }
 
-impl Read {
+impl Declared {
     /// Reads and merges these directories.
     pub(super) fn of(paths: &[PathBuf]) -> Result<Self, Rejected> {
         let listing = read::list(paths).map_err(Rejected::Unreadable)?;
@@ -42,6 +42,11 @@ impl Read {
     /// Names of the nodes.
     pub(super) fn nodes(&self) -> Vec<String> {
         self.topology.nodes()
+    }
+
+    /// Whether a desired state can be compiled for that node.
+    pub(super) fn knows(&self, node: &str) -> bool {
+        !self.topology.needs_node() || self.topology.nodes().iter().any(|n| n == node)
     }
 
     /// Hash of what is said.

@@ -1,7 +1,7 @@
 //! `plan`: the difference, shown and not carried out. Against the live state, a snapshot of it, or an earlier revision of
 //! the files.
 
-use super::offline::{self, Found, Read};
+use super::offline::{self, Declared, Found};
 use super::show::{self, Guard, Shown, diff, json, markdown, text};
 use super::{Exit, Global, fleet, paint::Paint, print, print_json, refused};
 use crate::model::{Desired, Flow, Intent, Observed};
@@ -158,6 +158,10 @@ impl Planned {
         };
         let text = serde_json::to_vec_pretty(&File { document: json::document(shown), saved })?;
         let what = || format!("write the plan to {}", path.display());
+        // A device or a pipe is written to, never replaced.
+        if path.exists() && !path.is_file() {
+            return std::fs::write(path, text).with_context(what);
+        }
         let mut name = path.file_name().with_context(what)?.to_owned();
         name.push(".new");
         let temporary = path.with_file_name(name);
@@ -191,7 +195,10 @@ impl PlanArgs {
             PlanFormat::Text => {
                 let mut out = text::plan(&shown, Paint(global.colored(std::io::stdout().is_terminal())));
                 if let Some(path) = &self.out {
-                    out.push_str(&format!("Saved to {0}; `tunnel-mesh apply --plan {0}` carries it out.\n", path.display()));
+                    out.push_str(&format!(
+                        "Saved to {0}; `tunnel-mesh apply --plan {0}` carries it out.\n",
+                        path.display()
+                    ));
                 }
                 print(&out)?;
             }
@@ -203,7 +210,7 @@ impl PlanArgs {
 
     /// Plans for one node without its kernel.
     fn elsewhere(&self, global: &Global) -> Result<Planned> {
-        let read = global.accept(Read::of(&global.topology))?;
+        let read = global.accept(Declared::of(&global.topology))?;
         let snapshots = offline::snapshots(&self.live)?;
         let found = match (snapshots.as_slice(), &global.node) {
             ([], _) => None,
@@ -225,7 +232,11 @@ impl PlanArgs {
         let new = global.accept(read.compile(&node))?;
         let base = match self.base.as_slice() {
             [] => None,
-            paths => Some(global.accept(Read::of(paths).and_then(|read| read.compile(&node)))?),
+            paths => {
+                let read = global.accept(Declared::of(paths))?;
+                let known = !matches!(&node, NodeChoice::Named(name) if !read.knows(name));
+                if known { Some(global.accept(read.compile(&node))?) } else { None }
+            }
         };
         let against = match (found, base) {
             (Some(_), Some(_)) => bail!("--live and --base say two different things of one node; leave one out"),

@@ -63,8 +63,7 @@ fn mapping_changes(before: &Desired, after: &Desired) -> Vec<Change> {
             let tunnel = state.tunnels.get(m.key.tunnel.as_str());
             tunnel.map(|t| (t.ttl, t.tos, t.df, t.checksum, t.kind, t.port, t.mark))
         };
-        let same = old.map(plain) == new.map(plain)
-            && old.map(|m| outer(before, m)) == new.map(|m| outer(after, m));
+        let same = old.map(plain) == new.map(plain) && old.map(|m| outer(before, m)) == new.map(|m| outer(after, m));
         let Some((action, reason)) = kind_of(old.is_some(), new.is_some()).filter(|_| !same) else { continue };
         let Some(shown) = new.or(old) else { continue };
         let mut details = Vec::new();

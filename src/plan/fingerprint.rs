@@ -26,7 +26,7 @@ fn relevant(desired: &Desired, observed: &Observed) -> Observed {
             || observed.maps.iter().any(|maps| maps.conf.values().any(|conf| conf.name == name))
     };
     let mut referred: BTreeSet<u32> = observed.attachments.iter().map(|a| a.ifindex).collect();
-    for maps in &observed.maps {
+    if let Some(maps) = &observed.maps {
         referred.extend(maps.if2tunkey.iter().map(|(ifindex, _)| *ifindex));
         referred.extend(maps.devs.iter().map(|(_, ifindex)| *ifindex));
         referred.extend(maps.conf.values().map(|conf| conf.ifindex));

@@ -3,8 +3,8 @@
 //! A *link* between two hosts is a mapping on each whose keys mirror each other. The rule: what a device really is counts
 //! before what the files ask of it, where the live state of a host is known.
 
-use super::devices::tunnel_mtu;
 use super::Pending;
+use super::devices::tunnel_mtu;
 use crate::model::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -155,9 +155,11 @@ pub fn check(hosts: &[Host<'_>]) -> Vec<Finding> {
     let mut owners: BTreeMap<IpAddr, usize> = BTreeMap::new();
     for (place, host) in hosts.iter().enumerate() {
         let sources = host.desired.mappings.values().map(|m| m.local);
-        let locals = host.desired.tunnels.values().flat_map(|t| {
-            [t.local.v4.map(IpAddr::V4), t.local.v6.map(IpAddr::V6)].into_iter().flatten()
-        });
+        let locals = host
+            .desired
+            .tunnels
+            .values()
+            .flat_map(|t| [t.local.v4.map(IpAddr::V4), t.local.v6.map(IpAddr::V6)].into_iter().flatten());
         for address in sources.chain(locals) {
             owners.entry(address).or_insert(place);
         }
@@ -229,10 +231,8 @@ fn mirror<'b, 'a>(
         if found.mapping.local == mapping.key.remote {
             return Ok(found);
         }
-        let what = format!(
-            "{other} sends it from {}, while {node} expects {}",
-            found.mapping.local, mapping.key.remote
-        );
+        let what =
+            format!("{other} sends it from {}, while {node} expects {}", found.mapping.local, mapping.key.remote);
         return Err((Amiss::Address, what));
     }
     if let Some(found) = back.iter().find(|e| e.mapping.key.id == id && e.kind == end.kind) {
@@ -247,7 +247,9 @@ fn mirror<'b, 'a>(
         return Err((Amiss::Id, format!("id {id} on {node}, {} on {other}", found.mapping.key.id)));
     }
     let aside = there.ends.iter().filter(|e| is_here(e.mapping.key.remote) && e.mapping.key.remote != mapping.local);
-    if let Some(found) = aside.clone().find(|e| e.mapping.key.id == id).or_else(|| aside.clone().find(|e| alike(e, end))) {
+    if let Some(found) =
+        aside.clone().find(|e| e.mapping.key.id == id).or_else(|| aside.clone().find(|e| alike(e, end)))
+    {
         let to = found.mapping.key.remote;
         let what = format!("{node} sends from {}, while {other} sends to {to}", mapping.local);
         let families = to.is_ipv6() != mapping.local.is_ipv6();

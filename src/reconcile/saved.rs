@@ -77,10 +77,7 @@ impl Expected {
     /// [`Stale`], with what moved on.
     pub fn check(&self, now: &Self) -> Result<(), Stale> {
         let moved = if self.revision != now.revision {
-            format!(
-                "the plan is for topology revision {}, while the files say {} now",
-                self.revision, now.revision
-            )
+            format!("the plan is for topology revision {}, while the files say {} now", self.revision, now.revision)
         } else if self.accepted != now.accepted {
             "another topology was accepted since the plan was made".to_owned()
         } else if self.fingerprint != now.fingerprint || self.operations != now.operations {
@@ -107,8 +104,8 @@ impl SavedPlan {
         if version.format_version != FORMAT_VERSION {
             return Err(format!("the plan has format {}, this version reads {FORMAT_VERSION}", version.format_version));
         }
-        let plan: Self = serde_json::from_slice(text)
-            .map_err(|e| format!("not a saved plan (those of `plan --out` are): {e}"))?;
+        let plan: Self =
+            serde_json::from_slice(text).map_err(|e| format!("not a saved plan (those of `plan --out` are): {e}"))?;
         let desired = &plan.saved.intent.desired;
         let named = desired.mappings.iter().all(|(name, m)| *name == m.interface);
         let tunnels = desired.tunnels.iter().all(|(name, t)| *name == t.name);

@@ -69,14 +69,18 @@ pub fn untold(observed: &Observed) -> Vec<String> {
             out.push(match name {
                 None => format!("if2tunkey has ifindex {ifindex}, which no link has"),
                 Some(name) if !entry.valid => format!("the if2tunkey entry of {name} is broken"),
-                Some(name) => format!("the mapping of {name} is of tunnel index {}, which conf lacks", entry.key.tunnel),
+                Some(name) => {
+                    format!("the mapping of {name} is of tunnel index {}, which conf lacks", entry.key.tunnel)
+                }
             });
             continue;
         };
         let outer = (entry.ttl, entry.tos, entry.df, entry.checksum);
         let checksum = tunnel.checksum_for(entry.key.remote);
         if outer != (tunnel.ttl, tunnel.tos, tunnel.df, checksum) {
-            out.push(format!("{name} has a ttl, tos, df or checksum of its own; the tunnel's is that of its other mappings"));
+            out.push(format!(
+                "{name} has a ttl, tos, df or checksum of its own; the tunnel's is that of its other mappings"
+            ));
         }
         if tunnel.local.for_remote(entry.key.remote) != Some(entry.local) {
             out.push(format!("{name} sends from {}, the other mappings of {} don't", entry.local, tunnel.name));

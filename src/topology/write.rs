@@ -13,7 +13,8 @@ pub fn scalar(text: &str) -> String {
     if word && !reserved.contains(&text.to_ascii_lowercase().as_str()) {
         return text.to_owned();
     }
-    let dotted = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.') && text.parse::<IpAddr>().is_ok();
+    let dotted =
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.') && text.parse::<IpAddr>().is_ok();
     if dotted {
         return text.to_owned();
     }
@@ -111,7 +112,10 @@ pub fn topology(desired: &Desired, node: &str) -> (String, Vec<String>) {
             == (mapping.key.id, mapping.key.tunnel.as_str(), port.bridge.as_str());
         let named = port_name(&mapping.tenant, &port.node, &mapping.key.tunnel) == mapping.interface.as_str();
         if !same || !named {
-            notes.push(format!("the generated port {} isn't what tenant {} would have", mapping.interface, mapping.tenant));
+            notes.push(format!(
+                "the generated port {} isn't what tenant {} would have",
+                mapping.interface, mapping.tenant
+            ));
             continue;
         }
         tenant.nodes.insert(&port.node);
@@ -139,11 +143,10 @@ pub fn topology(desired: &Desired, node: &str) -> (String, Vec<String>) {
             if !local.is_empty() && !local.iter().all(|a| meshed.contains(a)) {
                 fields.push(("local", addresses(&local)));
             }
+            // IPv4 is taken where both ends have both.
             let mut carried = desired.mappings.values().filter(|m| m.key.tunnel == *name && m.generated.is_some());
-            if let Some(first) = carried.next().filter(|_| both)
-                && carried.all(|m| m.local.is_ipv6() == first.local.is_ipv6())
-            {
-                fields.push(("family", if first.local.is_ipv6() { "ipv6" } else { "ipv4" }.to_owned()));
+            if both && carried.clone().next().is_some() && carried.all(|m| m.local.is_ipv6()) {
+                fields.push(("family", "ipv6".to_owned()));
             }
             out.push_str(&format!("  {}: {}\n", scalar(name), flow(&fields)));
         }
@@ -195,7 +198,8 @@ mod tests {
     fn read(text: &str) -> Desired {
         let parsed = parse(&SourceFile { name: "t".to_owned(), text: text.as_bytes().to_vec() });
         let topology = merge([&parsed]).unwrap_or_else(|e| panic!("{e:#?}\n{text}"));
-        let mut desired = topology.compile(&NodeChoice::Named("a".to_owned())).unwrap_or_else(|e| panic!("{e:#?}\n{text}"));
+        let mut desired =
+            topology.compile(&NodeChoice::Named("a".to_owned())).unwrap_or_else(|e| panic!("{e:#?}\n{text}"));
         let nowhere = Origin::default();
         desired.tunnels.values_mut().for_each(|t| t.origin = nowhere.clone());
         desired.bridges.values_mut().for_each(|b| b.origin = nowhere.clone());
@@ -233,7 +237,9 @@ mappings:
         for plain in ["eth0", "br-red", "a.b", "10.0.0.1", "x/y"] {
             assert_eq!(scalar(plain), plain);
         }
-        for quoted in ["", "1", "1e3", "null", "Yes", "~", "a b", "a:b", "fd00::1", "#a", "-", "é", "\u{7}", "1.5", "0x10"] {
+        for quoted in
+            ["", "1", "1e3", "null", "Yes", "~", "a b", "a:b", "fd00::1", "#a", "-", "é", "\u{7}", "1.5", "0x10"]
+        {
             assert!(scalar(quoted).starts_with('"'), "{quoted}");
             let back: String = serde_yaml::from_str(&scalar(quoted)).unwrap();
             assert_eq!(back, quoted);

@@ -73,7 +73,9 @@ fn write(state: &Desired, observed: Option<&Observed>, pending: &BTreeMap<&str, 
     let tunnels = state.tunnels.values().map(|tunnel| {
         let mut tunnel = tunnel.clone();
         let device = observed.and_then(|o| o.link(&tunnel.name));
-        if tunnel.create && let Some(observed) = observed {
+        if tunnel.create
+            && let Some(observed) = observed
+        {
             let asked = crate::plan::tunnel_mtu(observed, &tunnel);
             tunnel.mtu = if is_live { device.map(|d| d.mtu) } else { Some(asked) };
         }
@@ -81,9 +83,10 @@ fn write(state: &Desired, observed: Option<&Observed>, pending: &BTreeMap<&str, 
         format!("  {}: {}{missing}\n", scalar(&tunnel.name), flow(&tunnel_fields(&tunnel)))
     });
     section("tunnels", tunnels.collect());
-    let bridges = state.bridges.values().map(|bridge| {
-        format!("  {}: {}\n", scalar(&bridge.name), flow(&[("tenant", scalar(&bridge.tenant))]))
-    });
+    let bridges = state
+        .bridges
+        .values()
+        .map(|bridge| format!("  {}: {}\n", scalar(&bridge.name), flow(&[("tenant", scalar(&bridge.tenant))])));
     section("bridges", bridges.collect());
     let mappings = state.mappings.values().map(|mapping| {
         let mut fields = Vec::new();

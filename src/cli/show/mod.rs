@@ -219,7 +219,7 @@ fn flow(flow: &Flow) -> String {
 }
 
 /// 1234567 as "1,234,567".
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (place, digit) in digits.chars().enumerate() {
@@ -274,7 +274,10 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!(["0", "999", "1,000", "12,345,678"], [0, 999, 1000, 12_345_678].map(grouped).each_ref().map(|s| s.as_str()));
+        assert_eq!(
+            ["0", "999", "1,000", "12,345,678"],
+            [0, 999, 1000, 12_345_678].map(grouped).each_ref().map(|s| s.as_str())
+        );
         assert_eq!(bits(3), "24 bit/s");
         assert_eq!(bits(1_250_000), "10.0 Mbit/s");
     }

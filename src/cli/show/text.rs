@@ -12,7 +12,7 @@ type Groups = BTreeMap<(u8, String), String>;
 pub(in crate::cli) fn plan(shown: &Shown<'_>, paint: Paint) -> String {
     let mut out = changes(shown, paint);
     if let Some(line) = guard_line(shown.guard) {
-        let label = if shown.guard.held.is_empty() { paint.bold("Guard:") } else { paint.yellow("Guard:") };
+        let label = if shown.guard.held.is_empty() { paint.bold("Guard:") } else { paint.yellow("Held:") };
         out.push_str(&format!("{label} {line}.\n"));
     }
     if nothing(shown.plan) {
