@@ -48,7 +48,7 @@ pub(in crate::cli) fn plan(shown: &Shown<'_>, depth: usize) -> String {
         // A fence longer than any in the text.
         let fence = "`".repeat(3.max(longest_run(&diff) + 1));
         out.push_str(&format!(
-            "<details><summary>live against desired</summary>\n\n{fence}diff\n{diff}{fence}\n\n</details>\n"
+            "<details><summary>diff</summary>\n\n{fence}diff\n{diff}{fence}\n\n</details>\n"
         ));
     }
     out
