@@ -10,6 +10,8 @@ mod device;
 mod name;
 mod observed;
 mod snapshot;
+mod prefix;
+mod underlay;
 
 pub use chain::*;
 pub use counters::*;
@@ -18,6 +20,8 @@ pub use device::*;
 pub use name::Name;
 pub use observed::*;
 pub use snapshot::*;
+pub use prefix::Prefix;
+pub use underlay::*;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
