@@ -5,7 +5,7 @@ use super::offline::{self, Declared};
 use super::plan::{Against, PlanArgs, PlanFormat, Planned};
 use super::show::{self, Summary, diff, json, markdown, text};
 use super::{Exit, Global, paint::Paint, print, print_json, tell};
-use crate::model::{Desired, Flow};
+use crate::model::{Desired, Throughput};
 use crate::plan::FORMAT_VERSION;
 use crate::plan::mesh::{self, Finding, Host, Severity};
 use crate::topology::NodeChoice;
@@ -33,8 +33,8 @@ struct Node {
 
 impl Node {
     /// What flows through all that is changed or taken away.
-    fn touched(&self) -> Flow {
-        self.planned.flows.values().fold(Flow::default(), |sum, flow| sum.plus(*flow))
+    fn touched(&self) -> Throughput {
+        self.planned.flows.values().fold(Throughput::default(), |sum, flow| sum.plus(*flow))
     }
 
     fn changes(&self) -> bool {

@@ -4,7 +4,7 @@
 use super::offline::{self, Declared, Found};
 use super::show::{self, Guard, Shown, diff, json, markdown, text};
 use super::{Exit, Global, fleet, paint::Paint, print, print_json, refused};
-use crate::model::{Desired, Flow, Intent, Observed};
+use crate::model::{Desired, Intent, Observed, Throughput};
 use crate::plan::{Input, Plan, declared};
 use crate::reconcile::Reconciler;
 use crate::reconcile::baseline::baseline;
@@ -63,7 +63,7 @@ pub(super) struct Planned {
     pub(super) observed: Option<Observed>,
     pub(super) plan: Plan,
     pub(super) guard: Guard,
-    pub(super) flows: BTreeMap<String, Flow>,
+    pub(super) flows: BTreeMap<String, Throughput>,
     allow_deletes: bool,
 }
 

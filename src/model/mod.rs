@@ -9,8 +9,8 @@ mod desired;
 mod device;
 mod name;
 mod observed;
-mod snapshot;
 mod prefix;
+mod snapshot;
 mod underlay;
 
 pub use chain::*;
@@ -19,8 +19,8 @@ pub use desired::*;
 pub use device::*;
 pub use name::Name;
 pub use observed::*;
-pub use snapshot::*;
 pub use prefix::Prefix;
+pub use snapshot::*;
 pub use underlay::*;
 
 use serde::{Deserialize, Serialize};

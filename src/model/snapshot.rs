@@ -22,14 +22,14 @@ pub struct Snapshot {
     pub accepted: Option<Intent>,
     /// Traffic by slot; slots that nothing passed are left out.
     #[serde(default)]
-    pub traffic: BTreeMap<u32, Flow>,
+    pub traffic: BTreeMap<u32, Throughput>,
     /// Maps, programs, attachments, links and addresses.
     pub observed: Observed,
 }
 
 /// What passed a slot since its mapping was made, and what passed it while it was looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flow {
+pub struct Throughput {
     /// Packets that arrived through the tunnel.
     pub rx_packets: u64,
     /// Their bytes.
@@ -46,7 +46,7 @@ pub struct Flow {
     pub bytes_per_second: u64,
 }
 
-impl Flow {
+impl Throughput {
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {

@@ -54,7 +54,9 @@ fn relevant(desired: &Desired, observed: &Observed) -> Observed {
     if desired.mappings.values().all(|m| m.generated.is_none()) {
         features.port_kind = PortKind::Dummy;
     }
-    Observed { features, links, addresses, ..observed.clone() }
+    // Firewalls change all the time; where that changes a lane, it changes operations.
+    let underlay = Underlay::default();
+    Observed { features, links, addresses, underlay, ..observed.clone() }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::live::LiveKernel;
 use super::status::Traffic;
-use crate::model::{Flow, Observed};
+use crate::model::{Observed, Throughput};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const BETWEEN: Duration = Duration::from_millis(200);
 /// # Errors
 ///
 /// When the counters can't be read.
-pub async fn flows(kernel: &LiveKernel, observed: &Observed) -> Result<BTreeMap<u32, Flow>> {
+pub async fn flows(kernel: &LiveKernel, observed: &Observed) -> Result<BTreeMap<u32, Throughput>> {
     let (first, _) = kernel.counters(observed)?;
     let started = Instant::now();
     if !first.is_empty() {
@@ -28,11 +28,11 @@ pub async fn flows(kernel: &LiveKernel, observed: &Observed) -> Result<BTreeMap<
     Ok(second.into_iter().map(of).collect())
 }
 
-fn flow(then: &Traffic, now: &Traffic, took: Duration) -> Flow {
+fn flow(then: &Traffic, now: &Traffic, took: Duration) -> Throughput {
     // A counter that was reset meanwhile tells no rate.
     let rate = |then: u64, now: u64| (now.saturating_sub(then) as f64 / took.as_secs_f64().max(0.001)).round() as u64;
     let bytes = |t: &Traffic| t.rx_bytes.saturating_add(t.tx_bytes);
-    Flow {
+    Throughput {
         rx_packets: now.rx_packets,
         rx_bytes: now.rx_bytes,
         tx_packets: now.tx_packets,

@@ -1,7 +1,7 @@
 //! A plan as JSON.
 
 use super::{Guard, Shown, Summary};
-use crate::model::Flow;
+use crate::model::Throughput;
 use crate::plan::{Change, FORMAT_VERSION, Operation, Pending, Problem, fingerprint};
 use serde::Serialize;
 
@@ -29,7 +29,7 @@ struct Told<'a> {
     #[serde(flatten)]
     change: &'a Change,
     #[serde(skip_serializing_if = "Option::is_none")]
-    traffic: Option<&'a Flow>,
+    traffic: Option<&'a Throughput>,
 }
 
 /// Puts the document together.

@@ -47,9 +47,7 @@ pub(in crate::cli) fn plan(shown: &Shown<'_>, depth: usize) -> String {
     if !diff.is_empty() && diff.len() <= DIFF_MAX {
         // A fence longer than any in the text.
         let fence = "`".repeat(3.max(longest_run(&diff) + 1));
-        out.push_str(&format!(
-            "<details><summary>diff</summary>\n\n{fence}diff\n{diff}{fence}\n\n</details>\n"
-        ));
+        out.push_str(&format!("<details><summary>diff</summary>\n\n{fence}diff\n{diff}{fence}\n\n</details>\n"));
     }
     out
 }

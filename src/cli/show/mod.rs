@@ -7,7 +7,7 @@ pub(super) mod json;
 pub(super) mod markdown;
 pub(super) mod text;
 
-use crate::model::{Desired, Flow, Intent, Name, Observed};
+use crate::model::{Desired, Intent, Name, Observed, Throughput};
 use crate::plan::{Change, ChangeAction, Object, Plan, Reason};
 use crate::topology::guard;
 use serde::Serialize;
@@ -27,7 +27,7 @@ pub(super) struct Shown<'a> {
     pub(super) plan: &'a Plan,
     pub(super) guard: &'a Guard,
     /// What flows through what is changed, by address.
-    pub(super) flows: &'a BTreeMap<String, Flow>,
+    pub(super) flows: &'a BTreeMap<String, Throughput>,
 }
 
 /// What the deletion guard says.
@@ -127,7 +127,7 @@ pub(super) fn nothing(plan: &Plan) -> bool {
 }
 
 /// What flows through what a plan changes or takes away, by address of the change.
-pub(super) fn flows(plan: &Plan, by_slot: &BTreeMap<u32, Flow>) -> BTreeMap<String, Flow> {
+pub(super) fn flows(plan: &Plan, by_slot: &BTreeMap<u32, Throughput>) -> BTreeMap<String, Throughput> {
     use crate::plan::Step;
     let touched = |c: &&Change| c.object == Object::Mapping && c.action != ChangeAction::Create;
     let touched: BTreeSet<&str> = plan.changes.iter().filter(touched).map(|c| c.address.as_str()).collect();
@@ -143,7 +143,7 @@ pub(super) fn flows(plan: &Plan, by_slot: &BTreeMap<u32, Flow>) -> BTreeMap<Stri
         }
     }
     let sum = |slots: BTreeSet<u32>| {
-        slots.iter().filter_map(|slot| by_slot.get(slot)).fold(Flow::default(), |sum, flow| sum.plus(*flow))
+        slots.iter().filter_map(|slot| by_slot.get(slot)).fold(Throughput::default(), |sum, flow| sum.plus(*flow))
     };
     slots.into_iter().map(|(address, slots)| (address.to_owned(), sum(slots))).collect()
 }
@@ -201,7 +201,7 @@ fn leads_to<'a>(shown: &'a Shown<'_>, change: &Change) -> Option<&'a str> {
 }
 
 /// What flows, in words.
-fn flow(flow: &Flow) -> String {
+fn flow(flow: &Throughput) -> String {
     let total = || format!("{} packets in, {} out so far", grouped(flow.rx_packets), grouped(flow.tx_packets));
     if flow.packets() == 0 {
         return "no traffic so far".to_owned();
