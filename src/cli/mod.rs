@@ -7,10 +7,14 @@ pub mod exit;
 mod apply;
 mod doctor;
 mod down;
+mod fleet;
+mod offline;
 mod paint;
 mod plan;
+mod progress;
 mod run;
 mod show;
+mod snapshot;
 mod status;
 mod streams;
 mod validate;
@@ -18,7 +22,8 @@ mod validate;
 use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
-use crate::reconcile::loader::{Loader, Rejected};
+use crate::reconcile::loader::{Loader, Rejected, this_node};
+use crate::topology::NodeChoice;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
@@ -149,6 +154,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// One pass, then exit; asks the daemon where one runs
     Apply(apply::ApplyArgs),
+    /// Writes the live state down: for a plan elsewhere, or as a topology to adopt this host
+    Snapshot(snapshot::SnapshotArgs),
     /// Checks topology files, offline and without root
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
@@ -180,6 +187,11 @@ impl Global {
 
     fn loader(&self) -> Loader {
         Loader::new(self.topology.clone(), self.node.as_deref())
+    }
+
+    /// Which node this is.
+    fn node_choice(&self) -> NodeChoice {
+        this_node(self.node.as_deref())
     }
 
     /// Tells in full why a topology isn't accepted.
@@ -266,6 +278,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Run(args) => args.run(&cli.global).await,
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
+            Command::Snapshot(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
             Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,

@@ -10,6 +10,7 @@ mod device;
 mod name;
 mod observed;
 mod prefix;
+mod snapshot;
 mod underlay;
 
 pub use chain::*;
@@ -19,6 +20,7 @@ pub use device::*;
 pub use name::Name;
 pub use observed::*;
 pub use prefix::Prefix;
+pub use snapshot::*;
 pub use underlay::*;
 
 use serde::{Deserialize, Serialize};

@@ -14,6 +14,7 @@ mod merge;
 mod parse;
 pub mod render;
 mod tree;
+pub mod write;
 
 pub use compile::{NodeChoice, port_name};
 pub use compiled::{Changed, Compiled};
