@@ -18,10 +18,12 @@ use crate::model::{Desired, HookKind};
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
 use crate::reconcile::loader::{Loader, Rejected};
+use crate::topology::render::Look;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use streams::{print, print_json, tell};
@@ -182,7 +184,7 @@ impl Global {
     /// Tells in full why a topology isn't accepted.
     fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
         loaded.map_err(|rejected| {
-            tell(rejected.text(self.colored(std::io::stderr().is_terminal())).trim_end());
+            tell(rejected.text(self.look(&std::io::stderr())).trim_end());
             Told(Exit::Invalid).into()
         })
     }
@@ -201,6 +203,12 @@ impl Global {
             Color::Never => false,
             Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         }
+    }
+
+    /// How diagnostics look on that stream.
+    fn look(&self, stream: &(impl IsTerminal + AsFd)) -> Look {
+        let width = streams::width(stream);
+        Look { color: self.colored(width.is_some()), width }
     }
 
     fn log(&self) {
