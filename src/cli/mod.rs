@@ -5,19 +5,25 @@
 pub mod exit;
 
 mod apply;
+mod doctor;
 mod down;
+mod fleet;
+mod offline;
 mod paint;
 mod plan;
+mod progress;
 mod run;
 mod show;
+mod snapshot;
 mod status;
 mod streams;
 mod validate;
 
-use crate::model::{Desired, HookKind};
+use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
-use crate::reconcile::loader::{Loader, Rejected};
+use crate::reconcile::loader::{Loader, Rejected, this_node};
+use crate::topology::NodeChoice;
 use crate::topology::render::Look;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -150,10 +156,14 @@ enum Command {
     Plan(plan::PlanArgs),
     /// One pass, then exit; asks the daemon where one runs
     Apply(apply::ApplyArgs),
+    /// Writes the live state down: for a plan elsewhere, or as a topology to adopt this host
+    Snapshot(snapshot::SnapshotArgs),
     /// Checks topology files, offline and without root
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
     Status(status::StatusArgs),
+    /// Looks for what keeps this host from working well, each finding with its remedy
+    Doctor(doctor::DoctorArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
 }
@@ -181,8 +191,13 @@ impl Global {
         Loader::new(self.topology.clone(), self.node.as_deref())
     }
 
+    /// Which node this is.
+    fn node_choice(&self) -> NodeChoice {
+        this_node(self.node.as_deref())
+    }
+
     /// Tells in full why a topology isn't accepted.
-    fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
+    fn accept<T>(&self, loaded: Result<T, Rejected>) -> Result<T> {
         loaded.map_err(|rejected| {
             tell(rejected.text(self.look(&std::io::stderr())).trim_end());
             Told(Exit::Invalid).into()
@@ -271,7 +286,9 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Run(args) => args.run(&cli.global).await,
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
+            Command::Snapshot(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
+            Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,
             Command::Validate(args) => args.run(&cli.global),
         }

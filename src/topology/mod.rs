@@ -17,6 +17,7 @@ pub mod render;
 mod salvage;
 mod schema;
 mod tree;
+pub mod write;
 
 pub use compile::{NodeChoice, port_name};
 pub use diagnostic::{Diagnostic, Place, Related, nearest};
