@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use tunnel_mesh::files::read::{Disk, Files, Listing, Stamp};
 use tunnel_mesh::model::Desired;
 use tunnel_mesh::reconcile::loader::Loader;
-use tunnel_mesh::topology::{Changed, Compiled, NodeChoice, ParsedFile, SourceFile, merge, parse};
+use tunnel_mesh::topology::{Changed, Compiled, NodeChoice, ParsedFile, SourceFile, diagnose, merge, parse};
 
 const FILES: usize = 5;
 
@@ -153,8 +153,11 @@ fn whole(files: &BTreeMap<PathBuf, (String, Stamp)>) -> Result<Desired, String> 
         .iter()
         .map(|(path, (text, _))| parse(&SourceFile { name: path.display().to_string(), text: text.clone().into() }))
         .collect();
-    let compiled = merge(&parsed).and_then(|topology| topology.compile(&NodeChoice::Named("n0".to_owned())));
-    compiled.map_err(|all| all.iter().map(|d| format!("{} {:?} {}\n", d.code, d.place, d.message)).collect())
+    let node = NodeChoice::Named("n0".to_owned());
+    let compiled = merge(&parsed).and_then(|topology| topology.compile(&node));
+    compiled.map_err(|_| {
+        diagnose(&parsed, Some(&node)).iter().map(|d| format!("{} {:?} {}\n", d.code, d.place, d.message)).collect()
+    })
 }
 
 proptest! {

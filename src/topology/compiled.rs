@@ -66,7 +66,11 @@ impl Compiled {
             content.remove(gone);
         }
         // Checked as in any compilation, beside what stays.
-        let topology = Topology { mappings: mappings(changed.iter().filter_map(|c| c.after)), ..sections(files).ok()? };
+        let (sections, wrong) = sections(files);
+        if !wrong.is_empty() {
+            return None;
+        }
+        let topology = Topology { mappings: mappings(changed.iter().filter_map(|c| c.after)), ..sections };
         topology.place_mappings(&mut desired)?;
         let come = &topology.mappings;
         come.iter().for_each(|placed| content.add(&placed.value));

@@ -1,13 +1,15 @@
 //! Many files to one topology: the same thing said twice is fine, two things said of one name are an error.
 
+use super::compile::NodeChoice;
 use super::diagnostic::{Diagnostic, Place};
 use super::document::{Addresses, MappingDoc, TenantDoc, TunnelDoc};
+use super::doubt::{Doubt, in_order};
 use super::parse::ParsedFile;
-use super::tree::{At, Node};
+use super::tree::{At, Kind, Node};
 use crate::model::{Name, Origin};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufWriter, Write};
 use std::rc::Rc;
 
@@ -64,6 +66,31 @@ impl<T> Placed<T> {
     }
 }
 
+impl<T> Placed<T> {
+    /// Where each name of a nested list, or each key of a nested mapping, stands first.
+    pub(super) fn names(&self, path: &[&str]) -> HashMap<&str, Place> {
+        let Some(mut node) = self.node.as_ref() else { return HashMap::new() };
+        for key in path {
+            let Some(next) = node.get(key) else { return HashMap::new() };
+            node = next;
+        }
+        let mut out = HashMap::new();
+        let mut put = |name, at: At| {
+            out.entry(name).or_insert_with(|| at.in_file(&self.file));
+        };
+        match &node.kind {
+            Kind::Mapping(entries) => entries.iter().for_each(|(key, _)| put(key.text.as_str(), key.at)),
+            Kind::Sequence(items) => items.iter().for_each(|item| {
+                if let Kind::Scalar { text, .. } = &item.kind {
+                    put(text.as_str(), item.at);
+                }
+            }),
+            Kind::Scalar { .. } => {}
+        }
+        out
+    }
+}
+
 /// The whole topology, of all files.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
@@ -74,6 +101,7 @@ pub struct Topology {
     /// Of the mappings.
     pub(super) content: Content,
     pub(super) revision: String,
+    pub(super) doubt: Doubt,
 }
 
 impl Topology {
@@ -141,36 +169,56 @@ impl Content {
 ///
 /// # Errors
 ///
-/// Every error of form of every file, and every conflict.
+/// Every error of form of every file, and every conflict. [`diagnose`] finds those of meaning, too.
 pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile> + Clone) -> Result<Topology, Vec<Diagnostic>> {
-    let mut out = sections(files.clone())?;
-    out.mappings = mappings(files);
-    out.mappings.iter().for_each(|placed| out.content.add(&placed.value));
-    out.revision = out.revision_with(&out.content);
-    Ok(out)
+    let (topology, errors) = gather(files);
+    if errors.is_empty() { Ok(topology) } else { Err(in_order(errors)) }
 }
 
-/// Merges what files say besides mappings.
-///
-/// # Errors
-///
-/// Those of [`merge`].
-pub(super) fn sections<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topology, Vec<Diagnostic>> {
+/// Everything that is wrong with these files: with their form, and with the meaning of what is right in form. Without a
+/// choice, for every node.
+pub fn diagnose<'a>(
+    files: impl IntoIterator<Item = &'a ParsedFile> + Clone,
+    choice: Option<&NodeChoice>,
+) -> Vec<Diagnostic> {
+    let (topology, mut errors) = gather(files);
+    let compiled = match choice {
+        Some(choice) => topology.compile(choice).map(drop),
+        None => topology.check(),
+    };
+    errors.extend(compiled.err().unwrap_or_default());
+    in_order(errors)
+}
+
+/// What can be used of the files, and what is wrong with them.
+fn gather<'a>(files: impl IntoIterator<Item = &'a ParsedFile> + Clone) -> (Topology, Vec<Diagnostic>) {
+    let (mut out, errors) = sections(files.clone());
+    out.mappings = mappings(files);
+    if errors.is_empty() {
+        out.mappings.iter().for_each(|placed| out.content.add(&placed.value));
+        out.revision = out.revision_with(&out.content);
+    }
+    (out, errors)
+}
+
+/// What can be used of what files say besides mappings, and what is wrong with them.
+pub(super) fn sections<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> (Topology, Vec<Diagnostic>) {
     let mut out = Topology::default();
     let mut errors = Vec::new();
     for file in files {
         errors.extend(file.diagnostics.iter().cloned());
+        out.doubt.extend(&file.doubt);
         for (document, node) in &file.documents {
             add(&mut out.nodes, "node", &document.nodes, "nodes", file, node, &mut errors);
             add(&mut out.tunnels, "tunnel", &document.tunnels, "tunnels", file, node, &mut errors);
             add(&mut out.tenants, "tenant", &document.tenants, "tenants", file, node, &mut errors);
         }
     }
-    if errors.is_empty() {
-        return Ok(out);
-    }
-    errors.sort_by(|a, b| a.place.cmp(&b.place));
-    Err(errors)
+    let Topology { nodes, tunnels, tenants, doubt, .. } = &mut out;
+    nodes.retain(|name, _| !doubt.nodes.contains(name));
+    tunnels.retain(|name, _| !doubt.tunnels.contains(name));
+    tenants.retain(|name, _| !doubt.tenants.contains(name));
+    (out, errors)
 }
 
 /// The mappings of files by interface. The same one said twice is said once; the first place in the order of files counts.
