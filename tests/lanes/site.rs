@@ -1,0 +1,169 @@
+//! The two hosts of a set-up, their workloads, and what they count.
+
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use super::inner::{FAR, NEAR};
+use super::{Attach, BLUE, Hook, Lane, Over, RED, Setup};
+use crate::safety::{knob, mac};
+use crate::world::harness::Netns;
+use crate::world::*;
+use serde_json::Value;
+
+/// MTU of the underlay: jumbo frames are sent too.
+pub const UNDERLAY: u32 = 9_000;
+
+pub struct Site {
+    pub setup: Setup,
+    pub hosts: [Host; 2],
+    /// Workloads of the tenant red, with the addresses [`NEAR`] and [`FAR`].
+    pub red: [Netns; 2],
+    pub blue: [Netns; 2],
+    pub underlay: Underlay,
+}
+
+impl Site {
+    /// Connected, in force by the device.
+    pub fn new(setup: Setup) -> Self {
+        let underlay = Underlay::with_mtu(UNDERLAY);
+        no_bridge_netfilter(&underlay.netns);
+        let hosts = [0, 1].map(|n| underlay.host(n));
+        let hosts = hosts.map(|mut host| {
+            no_bridge_netfilter(&host.netns);
+            knob(&host.netns, "ipv6/conf/default/disable_ipv6", "1");
+            let hook = match setup.hook {
+                Hook::Tcx => "tcx",
+                Hook::Clsact => "clsact",
+            };
+            host.extra_env.push(("TUNNEL_MESH_HOOK".into(), hook.into()));
+            host
+        });
+        // Nobody asks for anybody's address: no packets but the test's.
+        for n in 0..2 {
+            let far = mac(&hosts[1 - n].netns, "eth0").map(|b| format!("{b:02x}")).join(":");
+            for over in [Over::Ipv4, Over::Ipv6] {
+                let address = over.host(1 - n);
+                hosts[n].netns.cmd(&format!("ip neigh replace {address} lladdr {far} dev eth0 nud permanent"));
+            }
+        }
+        let workloads = |tenant: &str| {
+            [0, 1].map(|n| {
+                let workload = Netns::new();
+                crate::safety::quiet(&workload);
+                let (host, own) =
+                    (&hosts[n].netns, if n == 0 { NEAR } else { FAR }.map(|b| format!("{b:02x}")).join(":"));
+                host.cmd(&format!("ip link add w-{tenant} type veth peer name eth0 netns {}", workload.name));
+                workload.cmd(&format!("ip link set eth0 address {own} up"));
+                host.cmd(&format!("ip link set w-{tenant} up"));
+                workload
+            })
+        };
+        let (red, blue) = (workloads("red"), workloads("blue"));
+        let site = Self { setup, hosts, red, blue, underlay };
+        site.use_lane(Lane::Device, "");
+        let mtu = site.mtu();
+        for (n, host) in site.hosts.iter().enumerate() {
+            for (tenant, workload) in [("red", &site.red[n]), ("blue", &site.blue[n])] {
+                workload.cmd(&format!("ip link set eth0 mtu {mtu}"));
+                host.netns.cmd(&format!("ip link set w-{tenant} mtu {mtu}"));
+                if setup.attach == Attach::Port {
+                    host.netns.cmd(&format!("ip link set w-{tenant} master br-{tenant}"));
+                    // Addresses are made up in here: the bridge mustn't remember who was where.
+                    let port = site.port(n, tenant);
+                    for link in [format!("w-{tenant}"), port] {
+                        host.netns.cmd(&format!("bridge link set dev {link} learning off"));
+                    }
+                }
+            }
+        }
+        site
+    }
+
+    /// Bytes that a tenant's packet may have.
+    pub fn mtu(&self) -> usize {
+        usize::try_from(UNDERLAY).unwrap() - self.setup.over.overhead()
+    }
+
+    /// Brings the topology into force with plain packets by that lane. `more` is added to the tunnel.
+    pub fn use_lane(&self, lane: Lane, more: &str) {
+        let fast = if lane == Lane::Fast { "on" } else { "off" };
+        let over = self.setup.over;
+        let tenant = |name: &str, id: u32| match self.setup.attach {
+            Attach::Port => format!("  {name}: {{id: {id}, bridge: br-{name}}}\n"),
+            Attach::Endpoint => {
+                let member = format!("{{interface: w-{name}, attach: endpoint}}");
+                format!("  {name}:\n    id: {id}\n    members: {{host0: {member}, host1: {member}}}\n")
+            }
+        };
+        let text = format!(
+            "version: 1\nnodes: {{host0: '{}', host1: '{}'}}\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, fast: {fast}{more}}}\ntenants:\n{}{}",
+            over.host(0),
+            over.host(1),
+            tenant("red", RED),
+            tenant("blue", BLUE)
+        );
+        for host in &self.hosts {
+            host.write("mesh.yaml", &text);
+            host.apply();
+        }
+    }
+
+    /// The generated port of a tenant's bridge.
+    fn port(&self, n: usize, tenant: &str) -> String {
+        let status = self.hosts[n].status();
+        let mapping = status["mappings"].as_array().unwrap().iter().find(|m| m["tenant"] == tenant).unwrap().clone();
+        mapping["interface"].as_str().unwrap().to_owned()
+    }
+
+    pub fn counts(&self, n: usize) -> Counts {
+        Counts::of(&self.hosts[n].status())
+    }
+}
+
+fn no_bridge_netfilter(netns: &Netns) {
+    netns.enter(|| {
+        for which in ["arptables", "iptables", "ip6tables"] {
+            let path = format!("/proc/sys/net/bridge/bridge-nf-call-{which}");
+            if std::fs::exists(&path).unwrap() {
+                std::fs::write(&path, "0").unwrap();
+            }
+        }
+    });
+}
+
+/// What a host's `status` says was carried and dropped, over all tenants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub tx: u64,
+    pub tx_fast: u64,
+    pub rx: u64,
+    pub rx_fast: u64,
+    /// For whatever reason, unknown keys among them.
+    pub drops: u64,
+}
+
+impl Counts {
+    fn of(status: &Value) -> Self {
+        let list = |key: &str| status[key].as_array().unwrap().iter();
+        let sum = |key: &str| list("mappings").map(|m| m["traffic"][key].as_u64().unwrap_or(0)).sum();
+        let reasons = |drops: &Value| -> u64 { drops.as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum() };
+        let drops = list("mappings").map(|m| reasons(&m["traffic"]["drops"]));
+        let drops = drops.chain(list("tunnels").map(|t| reasons(&t["drops"]))).chain([reasons(&status["drops"])]);
+        Self {
+            tx: sum("tx_packets"),
+            tx_fast: sum("tx_fast"),
+            rx: sum("rx_packets"),
+            rx_fast: sum("rx_fast"),
+            drops: drops.sum(),
+        }
+    }
+
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            tx: self.tx - before.tx,
+            tx_fast: self.tx_fast - before.tx_fast,
+            rx: self.rx - before.rx,
+            rx_fast: self.rx_fast - before.rx_fast,
+            drops: self.drops - before.drops,
+        }
+    }
+}
