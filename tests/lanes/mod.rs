@@ -5,8 +5,12 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod account;
 pub mod cases;
 pub mod inner;
+pub mod model;
+pub mod mutate;
+pub mod outer;
 pub mod raw;
 pub mod segment;
 pub mod site;

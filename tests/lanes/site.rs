@@ -3,6 +3,8 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 use super::inner::{FAR, NEAR};
+use super::model::{Tenant, World};
+use super::outer::Outer;
 use super::{Attach, BLUE, Hook, Lane, Over, RED, Setup};
 use crate::safety::{knob, mac};
 use crate::world::harness::Netns;
@@ -107,6 +109,28 @@ impl Site {
         }
     }
 
+    /// What the second host knows.
+    pub fn world(&self) -> World {
+        let link: Value = serde_json::from_str(&self.hosts[1].netns.cmd("ip -j -d link show dev vxlan0")).unwrap();
+        let from = self.setup.over.host(0);
+        World {
+            mac: mac(&self.hosts[1].netns, "eth0"),
+            own: self.setup.over.host(1),
+            keys: vec![((RED, from), Tenant::Red), ((BLUE, from), Tenant::Blue)],
+            zero_checksum6: link[0]["linkinfo"]["info_data"]["udp_zero_csum6_rx"] == true,
+            bridge: self.setup.attach == Attach::Port,
+        }
+    }
+
+    /// A packet from the first host to the second, of that tenant.
+    pub fn outer(&self, tunnel_id: u32) -> Outer {
+        let [near, far] = [0, 1].map(|n| mac(&self.hosts[n].netns, "eth0"));
+        let (from, to) = (self.setup.over.host(0), self.setup.over.host(1));
+        let checksum = self.setup.over == Over::Ipv6;
+        let flags = super::outer::ID_FLAG;
+        Outer { macs: [far, near], from, to, tos: 0, id: 1, source_port: 50_000, checksum, flags, tunnel_id }
+    }
+
     /// The generated port of a tenant's bridge.
     fn port(&self, n: usize, tenant: &str) -> String {
         let status = self.hosts[n].status();
@@ -142,7 +166,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn of(status: &Value) -> Self {
+    pub fn of(status: &Value) -> Self {
         let list = |key: &str| status[key].as_array().unwrap().iter();
         let sum = |key: &str| list("mappings").map(|m| m["traffic"][key].as_u64().unwrap_or(0)).sum();
         let reasons = |drops: &Value| -> u64 { drops.as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum() };
