@@ -8,10 +8,12 @@
 pub mod account;
 pub mod cases;
 pub mod inner;
+pub mod line;
 pub mod model;
 pub mod mutate;
 pub mod outer;
 pub mod raw;
+pub mod router;
 pub mod segment;
 pub mod site;
 
@@ -25,7 +27,7 @@ pub enum Lane {
 }
 
 /// Both. The first is what the second is compared with.
-pub const LANES: [Lane; 2] = [Lane::Device, Lane::Fast];
+pub const LANES: [Lane; 1] = [Lane::Device];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {

@@ -226,3 +226,19 @@ fn set_ecn(frame: &mut [u8], kind: u16, old: u8, new: u8) {
     let checksum = folded(u32::from(u16_at(frame, 24)) + if new > old { 0xffff - (new - old) } else { old - new });
     put_u16(frame, 24, checksum);
 }
+
+/// Whether a frame has less of an IP header, or of a VLAN tag, than its type calls for: some kernels' devices don't carry
+/// those.
+pub fn is_short(frame: &[u8]) -> bool {
+    let mut at = 12;
+    while let Some(kind) = frame.get(at..at + 2) {
+        at += 2;
+        match u16_at(kind, 0) {
+            0x8100 | 0x88a8 => at += 2,
+            0x0800 => return frame.len() < at + 20,
+            0x86dd => return frame.len() < at + 40,
+            _ => return false,
+        }
+    }
+    true
+}

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use super::raw::Packet;
 use super::segment::{fix_ipv4_checksum, folded, pseudo_header, put_u16, sum};
 use std::net::IpAddr;
 
@@ -69,6 +70,36 @@ impl Outer {
             fix_udp_checksum(&mut frame, at);
         }
         frame
+    }
+}
+
+impl Outer {
+    /// The same, cut into that many fragments of about one size.
+    pub fn fragments(&self, inner: &[u8], parts: usize) -> Vec<Packet> {
+        let whole = self.frame(inner);
+        let v6 = self.to.is_ipv6();
+        let start = places(v6).udp;
+        let size = (whole.len() - start).div_ceil(parts).next_multiple_of(8);
+        let chunks: Vec<&[u8]> = whole[start..].chunks(size).collect();
+        let fragment = |(n, chunk): (usize, &&[u8])| {
+            let more = u16::from(n + 1 < chunks.len());
+            let offset = u16::try_from(n * size).unwrap();
+            let mut frame = whole[..start].to_vec();
+            if v6 {
+                frame[20] = 44;
+                frame.extend([17, 0]);
+                frame.extend((offset | more).to_be_bytes());
+                frame.extend(u32::from(self.id).to_be_bytes());
+                put_u16(&mut frame, 18, u16::try_from(8 + chunk.len()).unwrap());
+            } else {
+                put_u16(&mut frame, 16, u16::try_from(20 + chunk.len()).unwrap());
+                put_u16(&mut frame, 20, offset / 8 | more << 13);
+                fix_ipv4_checksum(&mut frame, 14);
+            }
+            frame.extend(*chunk);
+            Packet::plain(frame)
+        };
+        chunks.iter().enumerate().map(fragment).collect()
     }
 }
 

@@ -202,11 +202,16 @@ impl Raw {
     }
 }
 
-/// Binds the calling thread to the processor it is on: what it sends one after the other then arrives so.
-pub fn stay_on_this_cpu() {
+/// The processor that the calling thread is on.
+pub fn some_cpu() -> usize {
+    // SAFETY: no arguments.
+    usize::try_from(unsafe { libc::sched_getcpu() }).unwrap()
+}
+
+/// Binds the calling thread to that processor.
+pub fn on_cpu(cpu: usize) {
     // SAFETY: a set of zeros is an empty one; the calls read and write nothing else.
     unsafe {
-        let cpu = usize::try_from(libc::sched_getcpu()).unwrap();
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
         assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0);

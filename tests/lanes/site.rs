@@ -4,7 +4,9 @@
 
 use super::inner::{FAR, NEAR};
 use super::model::{Tenant, World};
-use super::outer::Outer;
+use super::cases::Takes;
+use super::outer::{Outer, PORT, places};
+use super::segment::{folded, pseudo_header, sum, u16_at};
 use super::{Attach, BLUE, Hook, Lane, Over, RED, Setup};
 use crate::safety::{knob, mac};
 use crate::world::harness::Netns;
@@ -21,6 +23,8 @@ pub struct Site {
     pub red: [Netns; 2],
     pub blue: [Netns; 2],
     pub underlay: Underlay,
+    /// Of a packet from the first host to the second: where to, and from where.
+    macs: [[u8; 6]; 2],
 }
 
 impl Site {
@@ -60,7 +64,8 @@ impl Site {
             })
         };
         let (red, blue) = (workloads("red"), workloads("blue"));
-        let site = Self { setup, hosts, red, blue, underlay };
+        let macs = [1, 0].map(|n: usize| mac(&hosts[n].netns, "eth0"));
+        let site = Self { setup, hosts, red, blue, underlay, macs };
         site.use_lane(Lane::Device, "");
         let mtu = site.mtu();
         for (n, host) in site.hosts.iter().enumerate() {
@@ -114,7 +119,7 @@ impl Site {
         let link: Value = serde_json::from_str(&self.hosts[1].netns.cmd("ip -j -d link show dev vxlan0")).unwrap();
         let from = self.setup.over.host(0);
         World {
-            mac: mac(&self.hosts[1].netns, "eth0"),
+            mac: self.macs[0],
             own: self.setup.over.host(1),
             keys: vec![((RED, from), Tenant::Red), ((BLUE, from), Tenant::Blue)],
             zero_checksum6: link[0]["linkinfo"]["info_data"]["udp_zero_csum6_rx"] == true,
@@ -124,11 +129,76 @@ impl Site {
 
     /// A packet from the first host to the second, of that tenant.
     pub fn outer(&self, tunnel_id: u32) -> Outer {
-        let [near, far] = [0, 1].map(|n| mac(&self.hosts[n].netns, "eth0"));
         let (from, to) = (self.setup.over.host(0), self.setup.over.host(1));
         let checksum = self.setup.over == Over::Ipv6;
         let flags = super::outer::ID_FLAG;
-        Outer { macs: [far, near], from, to, tos: 0, id: 1, source_port: 50_000, checksum, flags, tunnel_id }
+        Outer { macs: self.macs, from, to, tos: 0, id: 1, source_port: 50_000, checksum, flags, tunnel_id }
+    }
+
+    /// Expects of so many packets that they took the lane that the case says. `near`, `far`: what both hosts counted.
+    pub fn assert_lane(&self, what: &str, lane: Lane, takes: Takes, packets: u64, near: Counts, far: Counts) {
+        let what = format!("{what}: {packets} packets: {near:?}, {far:?}");
+        match (lane, takes) {
+            (Lane::Device, _) => assert_eq!((near.tx_fast, far.rx_fast), (0, 0), "{what}"),
+            (Lane::Fast, Takes::Fast) => {
+                assert_eq!(near.tx_fast, packets, "{what}");
+                assert!(far.rx_fast >= packets, "{what}");
+            }
+            (Lane::Fast, Takes::Device) => {
+                assert_eq!(near.tx_fast, 0, "{what}");
+                // In, a port takes frames of all kinds.
+                assert!(self.setup.attach == Attach::Port || far.rx_fast == 0, "{what}");
+            }
+            (Lane::Fast, Takes::Either) => {}
+        }
+    }
+
+    /// The headers of a tunnel packet of the first host's tenant red and what is in it; `None`: some other packet. The
+    /// headers have to be right, and are given without what may differ from packet to packet.
+    pub fn taken_apart(&self, what: &str, frame: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+        let v6 = self.setup.over == Over::Ipv6;
+        let at = places(v6);
+        if frame.len() < at.inner || u16_at(frame, at.udp + 2) != PORT {
+            return None;
+        }
+        let mut header = frame[..at.inner].to_vec();
+        let length = u16::try_from(frame.len() - at.udp).unwrap();
+        let what = format!("{what}: {header:02x?}");
+        if v6 {
+            assert_eq!((header[14] >> 4, header[20], u16_at(&header, 18)), (6, 17, length), "{what}");
+        } else {
+            assert_eq!((header[14], header[23], u16_at(&header, 16)), (0x45, 17, length + 20), "{what}");
+            assert_eq!(folded(sum(0, &header[14..34])), 0xffff, "{what}");
+            assert_eq!(header[20] & 0xbf | header[21], 0, "{what}");
+            header[18..20].fill(0);
+            header[24..26].fill(0);
+        }
+        assert_eq!(u16_at(&header, at.udp + 4), length, "{what}");
+        if u16_at(&header, at.udp + 6) != 0 {
+            let pseudo = pseudo_header(frame, 14, 17, length.into());
+            assert_eq!(folded(sum(pseudo, &frame[at.udp..])), 0xffff, "{what}");
+        }
+        header[at.udp..at.udp + 2].fill(0);
+        header[at.udp + 6..at.udp + 8].fill(0);
+        assert_eq!(header[at.vxlan..at.inner], [8, 0, 0, 0, 0xa1, 0xb2, 0xc3, 0], "{what}");
+        assert_eq!(header[..12], self.macs.concat(), "{what}");
+        Some((header, frame[at.inner..].to_vec()))
+    }
+
+    /// Gives the workloads of red addresses, and each the other's Ethernet address.
+    pub fn give_addresses(&self) {
+        for (n, workload) in self.red.iter().enumerate() {
+            for which in ["all", "default", "eth0"] {
+                knob(workload, &format!("ipv6/conf/{which}/disable_ipv6"), "0");
+            }
+            let (own, other) = (n + 1, 2 - n);
+            let far = if n == 0 { FAR } else { NEAR }.map(|b| format!("{b:02x}")).join(":");
+            workload.cmd(&format!("ip addr add 192.168.50.{own}/24 dev eth0"));
+            workload.cmd(&format!("ip addr add fd50::{own}/64 dev eth0 nodad"));
+            for address in [format!("192.168.50.{other}"), format!("fd50::{other}")] {
+                workload.cmd(&format!("ip neigh replace {address} lladdr {far} dev eth0 nud permanent"));
+            }
+        }
     }
 
     /// The generated port of a tenant's bridge.
