@@ -256,7 +256,7 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> Result
     })
 }
 
-fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
+pub(super) fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
     match sys::tcx_chain(ifindex, attach_type(direction)) {
         // No such interface here, or no TCX in this kernel: nothing is attached.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(Vec::new()),

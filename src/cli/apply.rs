@@ -1,7 +1,7 @@
 //! `apply`: one pass, by the daemon where one runs.
 
 use super::show::{plan_text, summary};
-use super::{Attaching, Exit, Format, Global, exit::Told, paint::Paint, print, print_json, refused};
+use super::{Attaching, Exit, Format, Global, exit::Told, paint::Paint, print, print_json, refused, tell};
 use crate::files::accepted::Accepted;
 use crate::reconcile::baseline::baseline;
 use crate::reconcile::control::{Answer, Request, ask};
@@ -45,13 +45,13 @@ impl ApplyArgs {
 
     fn finish(&self, global: &Global, answer: Answer) -> Result<Exit> {
         if let Some(error) = answer.config_error {
-            eprintln!("{error}");
+            tell(&error);
             return Err(Told(Exit::Invalid).into());
         }
         match (answer.report, answer.error) {
             (Some(report), _) => self.tell(global, &report, &answer.held),
             (None, Some(error)) if error.contains("Operation not permitted") => {
-                eprintln!("error: the daemon failed: {error}");
+                tell(&format!("error: the daemon failed: {error}"));
                 Err(Told(Exit::Denied).into())
             }
             (None, Some(error)) => bail!("the daemon failed: {error}"),
@@ -102,10 +102,10 @@ impl ApplyArgs {
             }
         }
         for (change, error) in &report.failures {
-            eprintln!("error: {change}: {error}");
+            tell(&format!("error: {change}: {error}"));
         }
         for problem in &report.plan.problems {
-            eprintln!("error: {}: {}", problem.address, problem.what);
+            tell(&format!("error: {}: {}", problem.address, problem.what));
         }
         Ok(if report.failures.iter().any(|(_, e)| e.contains("Operation not permitted")) && !report.changed {
             Exit::Denied

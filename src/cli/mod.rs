@@ -5,12 +5,14 @@
 pub mod exit;
 
 mod apply;
+mod doctor;
 mod down;
 mod paint;
 mod plan;
 mod run;
 mod show;
 mod status;
+mod streams;
 mod validate;
 
 use crate::model::{Desired, HookKind};
@@ -20,9 +22,10 @@ use crate::reconcile::loader::{Loader, Rejected};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use streams::{print, print_json, tell};
 
 /// Carries the traffic of many tenants through tunnels between hosts, and keeps that data plane equal to a directory
 /// of YAML files.
@@ -150,6 +153,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
     Status(status::StatusArgs),
+    /// Looks for what keeps this host from working well, each finding with its remedy
+    Doctor(doctor::DoctorArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
 }
@@ -180,7 +185,7 @@ impl Global {
     /// Tells in full why a topology isn't accepted.
     fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
         loaded.map_err(|rejected| {
-            eprint!("{}", rejected.text(self.colored(std::io::stderr().is_terminal())));
+            tell(rejected.text(self.colored(std::io::stderr().is_terminal())).trim_end());
             Told(Exit::Invalid).into()
         })
     }
@@ -214,6 +219,8 @@ impl Global {
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
             .with_target(false)
+            // Said with eprintln, which panics where nobody listens.
+            .log_internal_errors(false)
             .with_ansi(self.colored(std::io::stderr().is_terminal()));
         match self.log_format {
             LogFormat::Text => builder.init(),
@@ -237,18 +244,12 @@ pub fn main() -> ExitCode {
     match run(&cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let closed = error.chain().any(|c| {
-                c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-            });
-            if closed {
-                return Exit::Done.into();
-            }
             let (exit, hint) = exit::classify(&error);
             if error.downcast_ref::<Told>().is_none() {
-                drop(writeln!(std::io::stderr(), "error: {error:#}"));
+                tell(&format!("error: {error:#}"));
             }
             if let Some(hint) = hint {
-                drop(writeln!(std::io::stderr(), "hint: {hint}"));
+                tell(&format!("hint: {hint}"));
             }
             exit.into()
         }
@@ -266,6 +267,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
+            Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,
             Command::Validate(args) => args.run(&cli.global),
         }
@@ -274,20 +276,6 @@ fn run(cli: &Cli) -> Result<Exit> {
 
 /// A topology that is right by itself, and refused here.
 fn refused(why: String) -> anyhow::Error {
-    eprintln!("error: {why}");
+    tell(&format!("error: {why}"));
     Told(Exit::Invalid).into()
-}
-
-/// Writes data to stdout in one go.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
-}
-
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).context("write JSON")?;
-    text.push('\n');
-    print(&text)
 }

@@ -3,12 +3,14 @@
 //! A *mapping* ties one local interface to one tunnel key: `{tunnel, id, remote} <-> interface`.
 //! Nothing in here performs I/O, reads a clock or knows about `aya` or `rtnetlink`.
 
+mod chain;
 mod counters;
 mod desired;
 mod device;
 mod name;
 mod observed;
 
+pub use chain::*;
 pub use counters::*;
 pub use desired::*;
 pub use device::*;

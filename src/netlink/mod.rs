@@ -12,7 +12,7 @@ mod link;
 mod transport;
 mod watch;
 
-pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY};
+pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY, ListedFilter};
 pub use device::DELETE_GROUP;
 pub use transport::{is_denied, is_gone};
 pub use watch::{LinkEvent, LinkWatch};

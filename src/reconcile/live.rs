@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The kernel of the calling thread's network namespace, with one pin directory.
 #[derive(Debug)]
 pub struct LiveKernel {
-    netlink: Netlink,
+    pub(super) netlink: Netlink,
     instance: Instance,
-    dataplane: Dataplane,
+    pub(super) dataplane: Dataplane,
     hook_kind: HookKind,
     port_kind: Option<PortKind>,
     /// Links that have a filter of ours although TCX is in use; unknown before the first look.

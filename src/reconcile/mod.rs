@@ -6,6 +6,7 @@
 pub mod acceptance;
 pub mod apply;
 pub mod baseline;
+pub mod chains;
 pub mod control;
 pub mod daemon;
 mod doors;
