@@ -11,14 +11,17 @@ use lanes::account::{account, since};
 use lanes::cases::{self, Takes};
 use lanes::inner::{Checksum, Ip, ip, payload};
 use lanes::line::{ADDED, INJECTED, Line};
+use lanes::mesh::{Mesh, Wires};
 use lanes::model::{Lost, Tenant, Verdict, decapsulated_ecn, encapsulated_ecn};
 use lanes::mutate::{self, Random, Wrong};
 use lanes::outer::Outer;
 use lanes::raw::{Packet, Raw};
-use lanes::site::Site;
+use lanes::site::{Counts, Site};
 use lanes::*;
+use safety::{Probe, dropped, knob};
 use std::collections::HashMap;
-use world::scaled;
+use world::stream::transfer;
+use world::{assert_pings, scaled, silent};
 
 type Frames = Vec<Vec<u8>>;
 
@@ -168,6 +171,9 @@ fn malformed_outer_packets(setup: Setup) {
                 let verdict = world.verdict(&packet.bytes);
                 (wrong, packet, verdict)
             })
+            // A tag with too little behind it: the kernel drops it uncounted, by the device before our program and by
+            // the fast lane after it. That it isn't delivered is malformed_inner_packets' matter.
+            .filter(|(.., verdict)| !verdict.is_torn_tag())
             .collect();
         let counted = spoiled.iter().filter(|(_, packet, _)| match world.lost(&packet.bytes) {
             Some(Lost::Uncounted) => false,
@@ -301,8 +307,12 @@ fn marks_outside(setup: Setup) {
             assert_same(&what, &frames(&sent), &line.send(&sent));
             let [near, far] = [0, 1].map(|n| site.counts(n).since(before[n]));
             site.assert_lane(&what, lane, Takes::Fast, packets.len() as u64, near, far);
-            let outers: HashMap<Vec<u8>, Vec<u8>> =
-                wire.drain().iter().filter_map(|f| site.taken_apart(&what, f)).map(|(outer, inner)| (inner, outer)).collect();
+            let outers: HashMap<Vec<u8>, Vec<u8>> = wire
+                .drain()
+                .iter()
+                .filter_map(|f| site.taken_apart(&what, f))
+                .map(|(outer, inner)| (inner, outer))
+                .collect();
             for (ttl, tos, packet) in &packets {
                 let outer = &outers[&packet.bytes];
                 let (wanted_ttl, dscp, df) = policy(*ttl, *tos);
@@ -328,7 +338,9 @@ fn congestion_on_the_way(setup: Setup) {
             for v6 in [false, true] {
                 for (outer, inner) in (0..4).flat_map(|outer| (0..4).map(move |inner| (outer, inner))) {
                     for dscp in [0, 0xb8] {
-                        let packet = |tos: u8| Ip { tos, ..ip(v6) }.tcp(0x18, 1, &[v6.into(), outer, inner, dscp], Checksum::Whole);
+                        let packet = |tos: u8| {
+                            Ip { tos, ..ip(v6) }.tcp(0x18, 1, &[v6.into(), outer, inner, dscp], Checksum::Whole)
+                        };
                         let tos = 0x28 | outer;
                         let outer_packet = Outer { tos, checksum, ..site.outer(RED) };
                         sent.push(Packet::plain(outer_packet.frame(&packet(dscp | inner).bytes)));
@@ -370,9 +382,11 @@ fn a_router_workload(setup: Setup) {
             assert_same(&format!("{what}, and back"), &expected, &line.came_back(expected.len()));
             let [near, far] = [0, 1].map(|n| site.counts(n).since(before[n]));
             let count = expected.len() as u64;
-            assert_eq!((near.tx, near.rx, near.drops), (count + ADDED[0], count, 0), "{what}");
-            assert_eq!((far.tx, far.rx, far.drops), (count, count + ADDED[1], 0), "{what}");
+            // The router reports its multicast groups when it likes.
+            assert_eq!((near.tx, near.drops, far.rx, far.drops), (count + ADDED[0], 0, count + ADDED[1], 0), "{what}");
+            assert!(far.tx >= count && near.rx >= count, "{what}: {near:?}, {far:?}");
             site.assert_lane(&what, lane, Takes::Fast, count, near, far);
+            assert_eq!(far.tx_fast >= count, lane == Lane::Fast, "{what}: {far:?}");
         }
     }
 }
@@ -381,7 +395,7 @@ fn a_router_workload(setup: Setup) {
 fn streams(setup: Setup) {
     let site = Site::new(setup);
     site.give_addresses();
-    let bytes = scaled(16 << 20);
+    let bytes = scaled(4 << 20);
     for lane in LANES {
         site.use_lane(lane, "");
         for offloads in ["on", "off"] {
@@ -400,6 +414,60 @@ fn streams(setup: Setup) {
             assert_eq!(fast, (lane == Lane::Fast, lane == Lane::Device), "{what}: {near:?}, {far:?}");
         }
     }
+}
+
+/// Three hosts, and a program that takes away every mark of where a packet came from.
+fn loop_free(over: Over, hook: Hook) {
+    let mesh = Mesh::new(over, hook);
+    let probes: Vec<Probe> = mesh.hosts.iter().map(|host| Probe::load(&host.netns)).collect();
+    let split = || mesh.hosts.iter().map(|host| dropped(host, "split_horizon")).sum::<u64>();
+    for lane in LANES {
+        mesh.use_lane(lane);
+        mesh.assert_one_copy_each(&format!("{lane:?}, plain"));
+    }
+    for (n, (host, probe)) in mesh.hosts.iter().zip(&probes).enumerate() {
+        for port in mesh.ports(n).iter().map(String::as_str).chain(["w-red", "eth0"]) {
+            probe.attach(&host.netns, port, "hostile");
+        }
+    }
+    for lane in LANES {
+        mesh.use_lane(lane);
+        mesh.assert_one_copy_each(&format!("{lane:?}, hostile"));
+    }
+    // Isolation in the bridge is one guard, our program the other.
+    assert_eq!(split(), 0);
+    for lane in LANES {
+        mesh.use_lane(lane);
+        for (n, host) in mesh.hosts.iter().enumerate() {
+            mesh.ports(n)
+                .iter()
+                .for_each(|port| drop(host.netns.cmd(&format!("bridge link set dev {port} isolated off"))));
+        }
+        let before = split();
+        mesh.assert_one_copy_each(&format!("{lane:?}, hostile, not isolated"));
+        assert_eq!(split() - before, 36, "each of 18 frames, at both hosts that got it from the tunnel");
+    }
+}
+
+/// A workload on wires to two hosts routes between them.
+fn a_router_between_wires(over: Over, hook: Hook) {
+    let wires = Wires::new(over, hook);
+    let [router, one, two] = &wires.workloads[..] else { panic!("three workloads") };
+    for lane in LANES {
+        wires.use_lane(lane);
+        let before: Vec<Counts> = wires.hosts.iter().map(|host| Counts::of(&host.status())).collect();
+        assert_pings(one, "10.0.2.2");
+        transfer(one, two, "10.0.2.2", scaled(1 << 20));
+        transfer(two, one, "10.0.1.1", scaled(1 << 20));
+        let now: Vec<Counts> =
+            wires.hosts.iter().zip(before).map(|(host, before)| Counts::of(&host.status()).since(before)).collect();
+        assert_eq!(now.iter().map(|counts| counts.drops).sum::<u64>(), 0, "{lane:?}: {now:?}");
+        // ARP takes the device.
+        let mostly_fast = now.iter().all(|c| c.tx_fast + 10 > c.tx && c.rx_fast + 10 > c.rx && c.tx_fast > 0);
+        assert_eq!(mostly_fast, lane == Lane::Fast, "{lane:?}: {now:?}");
+    }
+    knob(router, "ipv4/ip_forward", "0");
+    assert!(silent(one, "10.0.2.2"), "the way is through the router");
 }
 
 macro_rules! matrix {
@@ -467,3 +535,27 @@ matrix!(
     a_router_workload,
     streams,
 );
+
+mod split_horizon {
+    use super::{Hook, Over};
+
+    #[test]
+    fn ports_over_ipv4_by_tcx() {
+        super::loop_free(Over::Ipv4, Hook::Tcx);
+    }
+
+    #[test]
+    fn ports_over_ipv6_by_clsact() {
+        super::loop_free(Over::Ipv6, Hook::Clsact);
+    }
+
+    #[test]
+    fn wires_over_ipv6_by_tcx() {
+        super::a_router_between_wires(Over::Ipv6, Hook::Tcx);
+    }
+
+    #[test]
+    fn wires_over_ipv4_by_clsact() {
+        super::a_router_between_wires(Over::Ipv4, Hook::Clsact);
+    }
+}

@@ -9,6 +9,7 @@ pub mod account;
 pub mod cases;
 pub mod inner;
 pub mod line;
+pub mod mesh;
 pub mod model;
 pub mod mutate;
 pub mod outer;
@@ -24,6 +25,16 @@ use std::net::IpAddr;
 pub enum Lane {
     Device,
     Fast,
+}
+
+impl Lane {
+    /// What the tunnel's `fast` says.
+    pub fn fast(self) -> &'static str {
+        match self {
+            Self::Device => "off",
+            Self::Fast => "on",
+        }
+    }
 }
 
 /// Both. The first is what the second is compared with.
@@ -66,6 +77,15 @@ impl Over {
 pub enum Hook {
     Tcx,
     Clsact,
+}
+
+impl Hook {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
 }
 
 /// One set-up.

@@ -44,9 +44,20 @@ pub enum Lost {
     Counted,
     /// Bits in the VXLAN header that mean something else: newer kernels count that as an error of the device.
     Bits,
-    /// No kernel counts it: ARP; a VXLAN header without the I flag, or with less than an Ethernet header behind it; a source
+    /// No kernel counts it: ARP and IEEE 802.2; a VXLAN header without the I flag, or with less than an Ethernet header behind it; a source
     /// address that can't be.
     Uncounted,
+}
+
+impl Verdict {
+    /// A frame with a VLAN tag and not even a type behind it.
+    pub fn is_torn_tag(&self) -> bool {
+        match self {
+            Self::Perhaps(_, frame) => frame.len() < 20 && matches!(u16_at(frame, 12), 0x8100 | 0x88a8),
+            Self::Something(_, length) => *length < 20,
+            _ => false,
+        }
+    }
 }
 
 type Found<T> = Result<T, Lost>;
@@ -104,7 +115,7 @@ impl World {
         let (tos, from, datagram, pseudo) = match kind {
             0x0800 => Self::ipv4(&frame[14..], self.own)?,
             0x86dd => Self::ipv6(&frame[14..], self.own)?,
-            0x0806 => return Err(Lost::Uncounted),
+            0..0x600 | 0x0806 => return Err(Lost::Uncounted),
             _ => return Err(counted),
         };
         let header = datagram.get(..8).ok_or(counted)?;

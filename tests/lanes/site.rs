@@ -2,12 +2,12 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use super::cases::Takes;
 use super::inner::{FAR, NEAR};
 use super::model::{Tenant, World};
-use super::cases::Takes;
 use super::outer::{Outer, PORT, places};
 use super::segment::{folded, pseudo_header, sum, u16_at};
-use super::{Attach, BLUE, Hook, Lane, Over, RED, Setup};
+use super::{Attach, BLUE, Lane, Over, RED, Setup};
 use crate::safety::{knob, mac};
 use crate::world::harness::Netns;
 use crate::world::*;
@@ -36,11 +36,7 @@ impl Site {
         let hosts = hosts.map(|mut host| {
             no_bridge_netfilter(&host.netns);
             knob(&host.netns, "ipv6/conf/default/disable_ipv6", "1");
-            let hook = match setup.hook {
-                Hook::Tcx => "tcx",
-                Hook::Clsact => "clsact",
-            };
-            host.extra_env.push(("TUNNEL_MESH_HOOK".into(), hook.into()));
+            host.extra_env.push(("TUNNEL_MESH_HOOK".into(), setup.hook.name().into()));
             host
         });
         // Nobody asks for anybody's address: no packets but the test's.
@@ -92,7 +88,7 @@ impl Site {
 
     /// Brings the topology into force with plain packets by that lane. `more` is added to the tunnel.
     pub fn use_lane(&self, lane: Lane, more: &str) {
-        let fast = if lane == Lane::Fast { "on" } else { "off" };
+        let fast = lane.fast();
         let over = self.setup.over;
         let tenant = |name: &str, id: u32| match self.setup.attach {
             Attach::Port => format!("  {name}: {{id: {id}, bridge: br-{name}}}\n"),
@@ -213,7 +209,8 @@ impl Site {
     }
 }
 
-fn no_bridge_netfilter(netns: &Netns) {
+/// Bridges in there look at no packet's content.
+pub fn no_bridge_netfilter(netns: &Netns) {
     netns.enter(|| {
         for which in ["arptables", "iptables", "ip6tables"] {
             let path = format!("/proc/sys/net/bridge/bridge-nf-call-{which}");
