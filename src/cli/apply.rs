@@ -5,6 +5,7 @@ use super::{Attaching, Exit, Format, Global, exit::Told, paint::Paint, print, pr
 use crate::files::accepted::Accepted;
 use crate::reconcile::baseline::baseline;
 use crate::reconcile::control::{Answer, Request, ask};
+use crate::reconcile::history::History;
 use crate::reconcile::instance::Lock;
 use crate::reconcile::intent::{Removals, intend, same_node};
 use crate::reconcile::live::LiveKernel;
@@ -13,6 +14,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
+use std::time::SystemTime;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ApplyArgs {
@@ -77,6 +79,11 @@ impl ApplyArgs {
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });
         Accepted::store(&paths.state, &intent)?;
         let report = Reconciler::new(kernel).pass(&intent.desired, before).await?;
+        let mut history = History::load(&paths.state);
+        history.note(&report, &intent.desired, SystemTime::now().into());
+        if let Some(Err(error)) = history.unsaved().map(|history| history.store(&paths.state)) {
+            tracing::warn!("{error:#}");
+        }
         for directory in [&paths.pins, &paths.state] {
             crate::private::give_to_owner(directory)?;
         }

@@ -7,6 +7,7 @@ mod chain;
 mod counters;
 mod desired;
 mod device;
+mod moment;
 mod name;
 mod observed;
 
@@ -14,6 +15,7 @@ pub use chain::*;
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
+pub use moment::Moment;
 pub use name::Name;
 pub use observed::*;
 
