@@ -51,6 +51,10 @@ const ANYWHERE: &[Row] = &[
     ("run --interval 0", 64, Nothing, Says("--interval")),
     ("plan --format xml", 64, Nothing, Says("--format")),
     ("plan surplus", 64, Nothing, Says("surplus")),
+    ("plan --host host1", 64, Nothing, Says("NAME=DIR")),
+    ("plan --out x --all-nodes", 64, Nothing, Says("cannot be used with")),
+    ("apply --plan x --allow-deletes", 64, Nothing, Says("cannot be used with")),
+    ("snapshot --format xml", 64, Nothing, Says("[possible values: json, yaml]")),
     ("apply --format xml", 64, Nothing, Says("--format")),
     ("validate --format xml", 64, Nothing, Says("[possible values: ")),
     ("status --revision abc", 64, Nothing, Says("--wait")),
@@ -73,6 +77,13 @@ const FRESH: &[Row] = &[
     ("plan --format json", 0, Json, Nothing),
     ("plan --detailed-exitcode", 2, Says("to create"), Nothing),
     ("plan --detailed-exitcode --format json", 2, Json, Nothing),
+    ("plan --detailed-exitcode --format markdown", 2, Says("tunnel-mesh plan"), Nothing),
+    ("plan --detailed-exitcode --format diff", 2, Says("+++ desired"), Nothing),
+    ("plan --live /nowhere", 1, Nothing, Says("/nowhere")),
+    ("plan --live /dev/null", 1, Nothing, Says("not a snapshot")),
+    ("apply --plan /dev/null", 1, Nothing, Says("not a saved plan")),
+    ("plan --all-nodes", 1, Nothing, Says("declares no nodes")),
+    ("snapshot", 0, Json, Nothing),
 ];
 
 /// Applied, and nothing else to do.
@@ -81,6 +92,9 @@ const APPLIED: &[Row] = &[
     ("apply --format json", 0, Json, Nothing),
     ("plan", 0, Says("No changes."), Nothing),
     ("plan --detailed-exitcode", 0, Says("No changes."), Nothing),
+    ("plan --format diff", 0, Nothing, Nothing),
+    ("snapshot", 0, Json, Nothing),
+    ("snapshot --format yaml", 0, Says("mappings:"), Nothing),
     ("status", 0, Says("active"), Nothing),
     ("status --wait --timeout 0", 0, Says("in force"), Nothing),
     ("status --wait --timeout 0 --revision 0000000000000000", 6, Text, Nothing),
@@ -145,6 +159,7 @@ const BARE: &[Row] = &[
     ("run", 77, Nothing, Says("CAP_NET_ADMIN")),
     ("status", 77, Nothing, Says("CAP_NET_ADMIN")),
     ("down", 77, Nothing, Says("CAP_NET_ADMIN")),
+    ("snapshot", 77, Nothing, Says("CAP_NET_ADMIN")),
 ];
 
 /// Nothing of it is left.

@@ -7,18 +7,23 @@ pub mod exit;
 mod apply;
 mod doctor;
 mod down;
+mod fleet;
+mod offline;
 mod paint;
 mod plan;
+mod progress;
 mod run;
 mod show;
+mod snapshot;
 mod status;
 mod streams;
 mod validate;
 
-use crate::model::{Desired, HookKind};
+use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
-use crate::reconcile::loader::{Loader, Rejected};
+use crate::reconcile::loader::{Loader, Rejected, this_node};
+use crate::topology::NodeChoice;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
@@ -149,6 +154,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// One pass, then exit; asks the daemon where one runs
     Apply(apply::ApplyArgs),
+    /// Writes the live state down: for a plan elsewhere, or as a topology to adopt this host
+    Snapshot(snapshot::SnapshotArgs),
     /// Checks topology files, offline and without root
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
@@ -182,8 +189,13 @@ impl Global {
         Loader::new(self.topology.clone(), self.node.as_deref())
     }
 
+    /// Which node this is.
+    fn node_choice(&self) -> NodeChoice {
+        this_node(self.node.as_deref())
+    }
+
     /// Tells in full why a topology isn't accepted.
-    fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
+    fn accept<T>(&self, loaded: Result<T, Rejected>) -> Result<T> {
         loaded.map_err(|rejected| {
             tell(rejected.text(self.colored(std::io::stderr().is_terminal())).trim_end());
             Told(Exit::Invalid).into()
@@ -266,6 +278,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Run(args) => args.run(&cli.global).await,
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
+            Command::Snapshot(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
             Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,

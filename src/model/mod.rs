@@ -10,6 +10,9 @@ mod device;
 mod moment;
 mod name;
 mod observed;
+mod prefix;
+mod snapshot;
+mod underlay;
 
 pub use chain::*;
 pub use counters::*;
@@ -18,6 +21,9 @@ pub use device::*;
 pub use moment::Moment;
 pub use name::Name;
 pub use observed::*;
+pub use prefix::Prefix;
+pub use snapshot::*;
+pub use underlay::*;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
