@@ -90,6 +90,7 @@ impl DropReason {
             Self::SetTunnelKey => "the kernel refused the outer header",
             Self::Redirect => "the kernel refused the redirect",
             Self::Inconsistent => "a map entry failed its check at every try",
+            Self::TooBig => "larger than the tunnel has room for",
         }
     }
 }
