@@ -93,7 +93,7 @@ impl Outer {
                 put_u16(&mut frame, 18, u16::try_from(8 + chunk.len()).unwrap());
             } else {
                 put_u16(&mut frame, 16, u16::try_from(20 + chunk.len()).unwrap());
-                put_u16(&mut frame, 20, offset / 8 | more << 13);
+                put_u16(&mut frame, 20, (offset / 8) | (more << 13));
                 fix_ipv4_checksum(&mut frame, 14);
             }
             frame.extend(*chunk);
