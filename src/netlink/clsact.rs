@@ -286,7 +286,7 @@ impl Netlink {
                 if kind == CLSACT { &[Direction::Ingress, Direction::Egress] } else { &[Direction::Ingress] };
             for &direction in sides {
                 let frames = self.filters(ifindex, direction).await?;
-                let listed = frames.iter().filter_map(|frame| filter(frame, self.handles));
+                let listed = frames.iter().filter_map(|frame| filter(frame, self.handles.at(direction)));
                 let chain: Vec<_> = listed
                     .map(|f| {
                         let Filter { ours, program, kind, name, priority } = f;
