@@ -30,6 +30,7 @@ needs() {
             echo 'dnsmasq dnsmasq-base'
             echo 'udhcpc udhcpc'
             echo 'iperf3 iperf3'
+            echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
             ;;

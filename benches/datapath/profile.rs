@@ -16,7 +16,7 @@ pub fn run(_: &mut Findings) {
     let file = directory.path().join("perf.data");
     for mode in Mode::ALL {
         let path = Path::new(mode);
-        let mut bench = Bench::new(&path);
+        let bench = Bench::new(&path);
 
         let mut perf = Command::new("perf")
             .args(["record", "-q", "-a", "-g", "-F", "5000", "-C", &cpu::number().to_string(), "-o"])
