@@ -33,6 +33,8 @@ needs() {
             echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
+            echo 'nft nftables'
+            echo 'iptables-legacy iptables'
             ;;
         bench)
             echo 'ip iproute2'

@@ -30,11 +30,13 @@ pub enum DropReason {
     Redirect,
     /// A map entry failed its check at every try.
     Inconsistent,
+    /// Didn't fit into the tunnel: its sender was told, unless it sends too many.
+    TooBig,
 }
 
 impl DropReason {
     /// Every reason, in the order of the data plane's counters.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownKey,
         Self::NoTunnelKey,
         Self::NoConf,
@@ -46,6 +48,7 @@ impl DropReason {
         Self::SetTunnelKey,
         Self::Redirect,
         Self::Inconsistent,
+        Self::TooBig,
     ];
 
     /// Stable name, as in JSON and metrics.
@@ -62,6 +65,7 @@ impl DropReason {
             Self::SetTunnelKey => "set_tunnel_key",
             Self::Redirect => "redirect",
             Self::Inconsistent => "inconsistent",
+            Self::TooBig => "too_big",
         }
     }
 }

@@ -236,13 +236,19 @@ impl Netlink {
     }
 
     /// What the kernel lists at a hook, in the order in which it runs: nothing where the link or its clsact is gone.
-    async fn filters(&self, ifindex: u32, direction: Direction) -> Result<Vec<Frame>> {
+    pub(super) async fn filters(&self, ifindex: u32, direction: Direction) -> Result<Vec<Frame>> {
         let mut message = message(ifindex)?;
         message.header.parent = parent(direction);
         match self.transport.dump(RouteNetlinkMessage::GetTrafficFilter(message)).await {
             Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(vec![]),
             outcome => outcome.with_context(|| format!("list the filters at {}", hook(ifindex, direction))),
         }
+    }
+
+    /// Whether what is listed at a hook is a filter of somebody else, in whatever chain.
+    pub(super) fn is_foreign(&self, frame: &Frame) -> bool {
+        let is_filter = frame.kind == libc::RTM_NEWTFILTER && frame.body.get(8..).and_then(u32_host) != Some(0);
+        is_filter && filter(frame, self.handles).is_none_or(|filter| filter.ours.is_none())
     }
 
     /// Our filters on these links, ingress before egress, in the order given. A link that is gone has none.
