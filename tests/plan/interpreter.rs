@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::Command;
 
+/// What the programs are loaded from.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("TUNNEL_MESH_BPF_OBJECT"));
+
 const MAPS: [&str; 7] = ["conf", "tunkey2if", "if2tunkey", "devs", "counters", "unknown", "meta"];
 /// Those that are as large as the capacity says.
 const SIZED: [&str; 4] = ["tunkey2if", "if2tunkey", "devs", "counters"];
@@ -226,7 +229,7 @@ impl<'a> Interpreter<'a> {
         for name in SIZED {
             loader.map_max_entries(name, capacity);
         }
-        loader.load_file(env!("TUNNEL_MESH_BPF_OBJECT")).unwrap();
+        loader.load(OBJECT).unwrap();
         let size = |id: u32| [&0u64.to_ne_bytes()[..], &0u32.to_ne_bytes(), &id.to_ne_bytes()].concat();
         // The layout's version, and whose namespace it is: the last entry of `meta`.
         let snapshot: Value = serde_json::from_str(&self.host.expect(0, &["snapshot"])).unwrap();
@@ -259,7 +262,7 @@ impl<'a> Interpreter<'a> {
         for name in MAPS {
             loader.map_pin_path(name, self.host.pin(name));
         }
-        let mut object = loader.load_file(env!("TUNNEL_MESH_BPF_OBJECT")).unwrap();
+        let mut object = loader.load(OBJECT).unwrap();
         let classifier: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
         classifier.load().unwrap();
         let pin = self.program_pin(program);
