@@ -1,6 +1,7 @@
 //! What the topology files ask of one node.
 
 use super::{Attach, Name, Origin, OuterField, TunnelKey, TunnelKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,6 +19,35 @@ pub struct Desired {
     pub bridges: BTreeMap<String, Bridge>,
     /// Mappings by interface name: an interface has at most one.
     pub mappings: BTreeMap<Name, Mapping>,
+    /// Nodes and tenants of the whole topology.
+    #[serde(skip_serializing_if = "Mesh::is_empty", default)]
+    pub mesh: Mesh,
+}
+
+/// What the topology says beyond this node's own mappings: names for what comes from elsewhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mesh {
+    /// Nodes by their underlay addresses.
+    pub nodes: BTreeMap<IpAddr, Name>,
+    /// Tenants, those of other nodes too, by name.
+    pub tenants: Vec<MeshTenant>,
+}
+
+impl Mesh {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A tenant of the topology, whether or not this node is a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshTenant {
+    /// Name.
+    pub name: Name,
+    /// Its tunnel.
+    pub tunnel: Name,
+    /// Its id.
+    pub id: u32,
 }
 
 impl Desired {
@@ -69,7 +99,7 @@ impl Local {
 }
 
 /// Which lane the packets of a tunnel take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Fast {
     /// The daemon decides.

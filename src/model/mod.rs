@@ -7,6 +7,7 @@ mod chain;
 mod counters;
 mod desired;
 mod device;
+mod moment;
 mod name;
 mod observed;
 mod prefix;
@@ -17,12 +18,14 @@ pub use chain::*;
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
+pub use moment::Moment;
 pub use name::Name;
 pub use observed::*;
 pub use prefix::Prefix;
 pub use snapshot::*;
 pub use underlay::*;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -44,7 +47,7 @@ pub const SLOT_LIMIT: u32 = 1 << 28;
 pub const BRIDGE_PORTS_MAX: usize = 1023;
 
 /// Encapsulation of a tunnel device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelKind {
     /// VXLAN, RFC 7348.
@@ -98,7 +101,7 @@ impl fmt::Display for TunnelKind {
 }
 
 /// How a mapping's interface is attached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
     /// A bridge port, or what stands in for one: TC egress; decapsulated packets arrive as if received on it.
