@@ -87,7 +87,7 @@ fn snapshot(kernel: &MemoryKernel, text: &str, node: &str) -> Snapshot {
         (slot, flow)
     };
     let traffic: BTreeMap<u32, Throughput> = (0..).zip(entries.map(|(_, e)| e.slot)).map(busy).collect();
-    let accepted = Intent { desired: compile(text, node), ..Intent::default() };
+    let accepted = Intent { desired: compile(text, node).into(), ..Intent::default() };
     Snapshot {
         format_version: SNAPSHOT_VERSION,
         host: format!("{node}.example"),
