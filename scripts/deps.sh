@@ -32,6 +32,7 @@ needs() {
             echo 'iperf3 iperf3'
             echo 'strace strace'
             echo 'git git'
+            echo 'groff groff-base'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
             ;;
