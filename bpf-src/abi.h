@@ -45,7 +45,7 @@ enum tm_drop {
 	TM_DROP_SET_TUNNEL_KEY, /* bpf_skb_set_tunnel_key failed */
 	TM_DROP_REDIRECT,       /* the redirect helper refused */
 	TM_DROP_INCONSISTENT,   /* an entry failed its check at every try */
-	TM_DROP_SPARE,          /* not used yet */
+	TM_DROP_TOO_BIG,        /* doesn't fit into the tunnel; its sender was told, unless it sends too many */
 	TM_DROP_REASONS,
 };
 
@@ -99,6 +99,7 @@ struct tm_counters {
 	__u64 tx_packets;
 	__u64 tx_bytes;
 	__u64 drops[TM_DROP_REASONS];
+	__u64 next_answer_ns; /* CLOCK_MONOTONIC: paces the answers to what is too big */
 };
 
 /* Value of `unknown`. */

@@ -13,6 +13,7 @@
 #include "check.h"
 #include "counters.h"
 #include "maps.h"
+#include "too_big.h"
 #include "tunnel_key.h"
 #include "words.h"
 
@@ -114,6 +115,9 @@ int handle_egress(struct __sk_buff *skb)
 	if (!target || target != settings->ifindex)
 		return drop(skb, slot, TM_DROP_TARGET_GONE);
 
+	verdict = check_size(skb, words_first(entry[0]), target, is_whole(entry));
+	if (verdict != TM_TAKE_DEVICE)
+		return verdict;
 	if (write_tunnel_key(skb, entry))
 		return drop(skb, slot, TM_DROP_SET_TUNNEL_KEY);
 	if (endpoint)

@@ -105,6 +105,7 @@ plain! {
     /// `struct tm_counters`.
     RawCounters {
         rx_packets: u64, rx_bytes: u64, tx_packets: u64, tx_bytes: u64, drops: [u64; DROP_REASONS],
+        next_answer_ns: u64,
     }
     /// `struct tm_unknown`.
     RawUnknown { packets: u64, last_seen_ns: u64 }

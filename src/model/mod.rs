@@ -7,6 +7,7 @@ mod chain;
 mod counters;
 mod desired;
 mod device;
+mod moment;
 mod name;
 mod observed;
 mod prefix;
@@ -17,6 +18,7 @@ pub use chain::*;
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
+pub use moment::Moment;
 pub use name::Name;
 pub use observed::*;
 pub use prefix::Prefix;
@@ -126,6 +128,15 @@ pub enum OuterField {
     Inherit,
     /// This value. A TTL of 0 means the route's default.
     Fixed(u8),
+}
+
+impl fmt::Display for OuterField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inherit => f.write_str("inherit"),
+            Self::Fixed(value) => write!(f, "{value}"),
+        }
+    }
 }
 
 /// What identifies a mapping on the wire: tunnel device, tunnel id and the far underlay address.
