@@ -149,12 +149,15 @@ static __always_inline int read_inner(struct __sk_buff *skb, struct inner *inner
 	inner->eth_type = *(__u16 *)(data + 12);
 	if (inner->eth_type != skb->protocol)
 		return 0;
+	/* By shifting, since old verifiers refuse an offset that depends on the path. */
+	__u64 first = bpf_be64_to_cpu(*(__u64 *)(data + TM_ETH)), then = bpf_be64_to_cpu(*(__u64 *)(data + TM_ETH + 8));
+
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		inner->tos = data[TM_ETH + 1];
-		inner->ttl = data[TM_ETH + 8];
+		inner->tos = first >> 48;
+		inner->ttl = then >> 56;
 	} else {
-		inner->tos = (data[TM_ETH] & 0xf) << 4 | data[TM_ETH + 1] >> 4;
-		inner->ttl = data[TM_ETH + 7];
+		inner->tos = first >> 52;
+		inner->ttl = first;
 	}
 	return 1;
 }

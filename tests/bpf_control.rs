@@ -261,7 +261,7 @@ fn another_layout_counts_as_none() {
         ("if2tunkey", "type hash key 4 value 8 entries 128", "value size"),
         ("tunkey2if", "type hash key 4 value 8 entries 128", "key size"),
         ("devs", "type array key 4 value 8 entries 128", "map type"),
-        ("conf", "type array key 4 value 32 entries 2", "number of entries"),
+        ("conf", "type array key 4 value 64 entries 2", "number of entries"),
         ("tunkey2if", "type hash key 24 value 8 entries 128 flags 1", "flags"),
     ];
     for (map, definition, what) in cases {
