@@ -12,7 +12,7 @@ endif
 SCRIPTS = .ci/run $(wildcard scripts/*.sh examples/*.sh tests/vm/*.sh) tests/vm/init
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-% build demo bench-control test test-host test-demo test-vm lint bpffs clean
+.PHONY: help deps deps-% build demo bench bench-control test test-host test-demo test-vm lint bpffs clean
 
 help: ## this list
 	@echo 'make demo   installs what is missing, builds, and shows three hosts with two tenants on this machine'
@@ -46,6 +46,9 @@ test-demo: deps-build deps-demo bpffs ## the demo with a debug binary, with TCX 
 
 test-vm: deps-build deps-vm ## the kernel tests in Debian kernels under QEMU; KERNELS="6.1 6.12"
 	tests/vm/run.sh
+
+bench: deps-build deps-bench bpffs ## the data plane beside its peers; writes docs/benchmarks.md and target/bench/datapath.json
+	$(CARGO) bench --locked --bench datapath
 
 bench-control: deps-build deps-bench bpffs ## the control plane beside its peers; writes docs/benchmarks.md
 	$(CARGO) bench --locked --bench control

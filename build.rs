@@ -2,8 +2,8 @@
 //!
 //! Gives the crate two environment variables: `TUNNEL_MESH_BPF_OBJECT`, the object's path, and
 //! `TUNNEL_MESH_BPF_BUILD`, a hash of its bytes in decimal, by which a running program is told from this build's.
-//! The tests, which also run where no compiler is, get programs that play somebody else's:
-//! `TUNNEL_MESH_FOREIGN_OBJECT` and so on.
+//! The tests, which also run where no compiler is, get programs that play somebody else's, and the benchmark its
+//! generator and its peers: `TUNNEL_MESH_FOREIGN_OBJECT` and so on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -11,10 +11,13 @@ use std::{env, fs};
 
 const SOURCE_DIR: &str = "bpf-src";
 const PROGRAM: &str = "bpf-src/tunnel_mesh.bpf.c";
-const FOR_TESTS: [(&str, &str); 3] = [
+const FOR_TESTS: [(&str, &str); 6] = [
     ("tests/programs/foreign.bpf.c", "FOREIGN"),
     ("tests/programs/probe.bpf.c", "PROBE"),
     ("tests/programs/verdict.bpf.c", "VERDICT"),
+    ("benches/datapath/programs/generator.bpf.c", "GENERATOR"),
+    ("benches/datapath/programs/clone.bpf.c", "CLONE"),
+    ("benches/datapath/programs/lookup.bpf.c", "LOOKUP"),
 ];
 const PACKAGES: &str = "install clang and the libbpf headers (Debian, Ubuntu: apt-get install clang libbpf-dev \
                         linux-libc-dev)";

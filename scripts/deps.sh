@@ -32,10 +32,13 @@ needs() {
             echo 'iperf3 iperf3'
             echo 'strace strace'
             echo 'git git'
+            echo 'nft nftables'
+            echo 'iptables-legacy iptables'
             ;;
         bench)
             echo 'ip iproute2'
             echo 'bridge iproute2'
+            echo 'ethtool ethtool'
             echo 'nsenter util-linux'
             echo 'bpftool bpftool'
             echo 'python3 python3'

@@ -15,10 +15,14 @@
 //! - [`bpf`]: maps, programs, pins and attachments. The only user of `aya` and of raw `bpf(2)`. Edge.
 //! - [`netlink`]: links, devices and clsact filters. The only user of `rtnetlink`. Edge.
 //! - [`reconcile`]: observe, plan, apply, observe again; the daemon's loop and its control socket.
+//! - [`doctor`]: what on this host is in the way, each finding with its remedy.
 //! - [`cli`]: one file a command, exit codes, rendering. Edge.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod bpf;
 pub mod cli;
+pub mod doctor;
 mod fault_point;
 pub mod files;
 pub mod model;

@@ -9,6 +9,8 @@ mod engine;
 mod lab;
 mod live;
 mod peers;
+#[path = "../report.rs"]
+mod report;
 mod table;
 
 use table::Table;
@@ -29,21 +31,6 @@ fn main() {
     }
     println!("\n{}", table.markdown());
     if wanted.is_empty() {
-        store(&table.markdown());
+        report::store("bench-control", &table.markdown());
     }
-}
-
-/// Puts the table between the markers of docs/benchmarks.md.
-fn store(markdown: &str) {
-    const BEGIN: &str = "<!-- bench-control -->\n";
-    const END: &str = "<!-- end of bench-control -->";
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let (head, rest) = text.split_once(BEGIN).expect("docs/benchmarks.md has lost its markers");
-    let (_, tail) = rest.split_once(END).expect("docs/benchmarks.md has lost its markers");
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    let version = release.split('-').next().unwrap_or(&release);
-    let machine = format!("Linux {version}, {} CPUs.", std::thread::available_parallelism().unwrap());
-    std::fs::write(path, format!("{head}{BEGIN}\n{machine}\n\n{markdown}\n{END}{tail}")).unwrap();
 }

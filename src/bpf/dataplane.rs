@@ -275,6 +275,15 @@ impl Dataplane {
         sys::open_pin(&path).with_context(|| format!("open the pinned program {}", path.display()))
     }
 
+    /// Names in the pin directory that aren't ours, sorted.
+    pub fn foreign_pins(&self) -> Result<Vec<String>> {
+        let ours = |name: &str| maps::names().any(|map| map == name) || matches!(name, "programs" | "links" | "next");
+        let mut names = list(&self.pins.dir)?;
+        names.retain(|name| !ours(name));
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// Detaches, unpins and removes all of it: TCX attachments, programs, maps, directories. Goes on after failures
     /// and reports all of them. What isn't ours stays, and so does the directory then.
     pub fn remove_all(&mut self) -> Result<()> {

@@ -8,7 +8,7 @@
 //! - `bare`: the calls without the engine, for the benchmark.
 //! - `object`: the embedded eBPF object. `pins`: where things are pinned.
 //! - `dataplane`: opening, observing, programs, taking everything down. `write`: writing maps. `grow`: larger maps
-//!   under traffic. `tcx`: attachments.
+//!   under traffic. `tcx`: attachments. `foreign`: what others run beside us.
 //!
 //! No other file than `abi` and `sys` has `unsafe` code.
 
@@ -18,6 +18,7 @@ pub mod bare;
 mod batch;
 mod calls;
 mod dataplane;
+mod foreign;
 mod grow;
 mod maps;
 mod object;
@@ -28,6 +29,7 @@ mod write;
 
 pub use calls::{Calls, calls};
 pub use dataplane::{Dataplane, SLOTS_READ};
+pub use foreign::{ForeignProgram, ForeignPrograms, tcx_programs};
 pub use grow::Growth;
 pub use tcx::{Attacher, probe_tcx};
 pub use write::grace_period;

@@ -15,8 +15,10 @@ pub(super) const MAP_LOOKUP_ELEM: libc::c_int = 1;
 pub(super) const MAP_UPDATE_ELEM: libc::c_int = 2;
 pub(super) const MAP_DELETE_ELEM: libc::c_int = 3;
 pub(super) const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 pub(super) const MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -143,6 +145,22 @@ struct LinkUpdateAttr {
     old_prog_fd: u32,
 }
 
+/// Start of the attributes of BPF_PROG_LOAD.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoadAttr {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct QueryAttr {
@@ -186,6 +204,7 @@ struct RawProgramInfo {
     uid: u32,
     map_count: u32,
     map_ids: u64,
+    name: [u8; 16],
 }
 
 /// What the kernel says of a program.
@@ -232,6 +251,45 @@ pub(super) fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     object_info(fd, &mut info)?;
     maps.truncate(info.map_count as usize);
     Ok(ProgramInfo { id: info.id, maps })
+}
+
+/// Name and instructions of a program, as the kernel runs them before they are compiled: 8 bytes each. No instructions
+/// where the kernel doesn't give them out.
+pub(super) fn program_text(fd: BorrowedFd<'_>) -> io::Result<(String, Vec<[u8; 8]>)> {
+    let mut info = RawProgramInfo::default();
+    object_info(fd, &mut info)?;
+    let mut text = vec![[0u8; 8]; info.xlated_len as usize / 8];
+    let name = info.name;
+    if !text.is_empty() {
+        let length = (text.len() * 8) as u32;
+        info = RawProgramInfo { xlated_len: length, xlated: text.as_mut_ptr() as u64, ..RawProgramInfo::default() };
+        object_info(fd, &mut info)?;
+        text.truncate(if info.xlated == 0 { 0 } else { info.xlated_len as usize / 8 });
+    }
+    let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    Ok((String::from_utf8_lossy(&name[..end]).into_owned(), text))
+}
+
+/// Opens a program by its id, which takes CAP_SYS_ADMIN.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    // SAFETY: no pointers; PROG_GET_FD_BY_ID returns a new descriptor.
+    unsafe { bpf_fd(PROG_GET_FD_BY_ID, &mut attr) }
+}
+
+/// Loads a TC program from its instructions. It goes when the descriptor is closed.
+pub(super) fn load_classifier(instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    const SCHED_CLS: u32 = 3;
+    let mut attr = ProgLoadAttr {
+        kind: SCHED_CLS,
+        instruction_count: u32::try_from(instructions.len()).map_err(|_| invalid_length())?,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        ..ProgLoadAttr::default()
+    };
+    // SAFETY: the instructions are as many as said, the licence is a C string; PROG_LOAD returns a new descriptor.
+    unsafe { bpf_fd(PROG_LOAD, &mut attr) }
 }
 
 /// The bpf_link behind a descriptor.

@@ -98,6 +98,20 @@ impl Dataplane {
         Ok(attachments)
     }
 
+    /// Programs on the TCX ingress of a link that aren't behind one of our pins, in order.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn foreign_ingress(&self, ifindex: u32) -> Result<Vec<u32>> {
+        let chain = chain(ifindex, Direction::Ingress)?;
+        if chain.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ours = Pinned::open(&self.pins.link(ifindex, Direction::Ingress), ifindex, Direction::Ingress)?;
+        let ours = ours.map(|pinned| pinned.info.id);
+        Ok(chain.into_iter().filter(|(_, link)| Some(*link) != ours).map(|(program, _)| program).collect())
+    }
+
     /// Attaches a pinned program at the head of a hook's chain, and pins the attachment.
     ///
     /// A live attachment of ours is updated in place; one that others have put themselves before is moved to the head
@@ -256,7 +270,7 @@ fn create(program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> Result
     })
 }
 
-fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
+pub(super) fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
     match sys::tcx_chain(ifindex, attach_type(direction)) {
         // No such interface here, or no TCX in this kernel: nothing is attached.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(Vec::new()),

@@ -1,6 +1,6 @@
 //! `down`: removes everything that is ours.
 
-use super::{Exit, Global, print};
+use super::{Exit, Global, print, tell};
 use crate::files::accepted::Accepted;
 use crate::reconcile::control::{Request, ask};
 use crate::reconcile::instance::Lock;
@@ -15,7 +15,7 @@ impl DownArgs {
         let paths = global.paths();
         if let Some(answer) = ask(&paths.socket(), &Request::Down).await? {
             if let Some(error) = answer.error {
-                eprintln!("error: the daemon could not remove everything: {error}");
+                tell(&format!("error: the daemon could not remove everything: {error}"));
                 return Ok(Exit::Partly);
             }
             print("Everything was removed; the daemon has ended.\n")?;

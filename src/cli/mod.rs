@@ -5,24 +5,32 @@
 pub mod exit;
 
 mod apply;
+mod doctor;
 mod down;
+mod fleet;
+mod offline;
 mod paint;
 mod plan;
+mod progress;
 mod run;
 mod show;
+mod snapshot;
 mod status;
+mod streams;
 mod validate;
 
-use crate::model::{Desired, HookKind};
+use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
-use crate::reconcile::loader::{Loader, Rejected};
+use crate::reconcile::loader::{Loader, Rejected, this_node};
+use crate::topology::NodeChoice;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use streams::{print, print_json, tell};
 
 /// Carries the traffic of many tenants through tunnels between hosts, and keeps that data plane equal to a directory
 /// of YAML files.
@@ -146,10 +154,14 @@ enum Command {
     Plan(plan::PlanArgs),
     /// One pass, then exit; asks the daemon where one runs
     Apply(apply::ApplyArgs),
+    /// Writes the live state down: for a plan elsewhere, or as a topology to adopt this host
+    Snapshot(snapshot::SnapshotArgs),
     /// Checks topology files, offline and without root
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
     Status(status::StatusArgs),
+    /// Looks for what keeps this host from working well, each finding with its remedy
+    Doctor(doctor::DoctorArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
 }
@@ -177,10 +189,15 @@ impl Global {
         Loader::new(self.topology.clone(), self.node.as_deref())
     }
 
+    /// Which node this is.
+    fn node_choice(&self) -> NodeChoice {
+        this_node(self.node.as_deref())
+    }
+
     /// Tells in full why a topology isn't accepted.
-    fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
+    fn accept<T>(&self, loaded: Result<T, Rejected>) -> Result<T> {
         loaded.map_err(|rejected| {
-            eprint!("{}", rejected.text(self.colored(std::io::stderr().is_terminal())));
+            tell(rejected.text(self.colored(std::io::stderr().is_terminal())).trim_end());
             Told(Exit::Invalid).into()
         })
     }
@@ -214,6 +231,8 @@ impl Global {
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
             .with_target(false)
+            // Said with eprintln, which panics where nobody listens.
+            .log_internal_errors(false)
             .with_ansi(self.colored(std::io::stderr().is_terminal()));
         match self.log_format {
             LogFormat::Text => builder.init(),
@@ -237,18 +256,12 @@ pub fn main() -> ExitCode {
     match run(&cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let closed = error.chain().any(|c| {
-                c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-            });
-            if closed {
-                return Exit::Done.into();
-            }
             let (exit, hint) = exit::classify(&error);
             if error.downcast_ref::<Told>().is_none() {
-                drop(writeln!(std::io::stderr(), "error: {error:#}"));
+                tell(&format!("error: {error:#}"));
             }
             if let Some(hint) = hint {
-                drop(writeln!(std::io::stderr(), "hint: {hint}"));
+                tell(&format!("hint: {hint}"));
             }
             exit.into()
         }
@@ -265,7 +278,9 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Run(args) => args.run(&cli.global).await,
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
+            Command::Snapshot(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
+            Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,
             Command::Validate(args) => args.run(&cli.global),
         }
@@ -274,20 +289,6 @@ fn run(cli: &Cli) -> Result<Exit> {
 
 /// A topology that is right by itself, and refused here.
 fn refused(why: String) -> anyhow::Error {
-    eprintln!("error: {why}");
+    tell(&format!("error: {why}"));
     Told(Exit::Invalid).into()
-}
-
-/// Writes data to stdout in one go.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
-}
-
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).context("write JSON")?;
-    text.push('\n');
-    print(&text)
 }

@@ -1,6 +1,6 @@
 //! `validate`: checks topology files, offline and without root.
 
-use super::{Exit, Global, print};
+use super::{Exit, Global, print, tell};
 use crate::files::read;
 use crate::topology::render::{Form, render};
 use crate::topology::{NodeChoice, SourceFile, merge, parse};
@@ -33,7 +33,7 @@ impl ValidateArgs {
             Ok(sources) => sources,
             Err(error) => {
                 // What can't be read can't be in force: the same code as what is wrong.
-                eprintln!("error: {error:#}");
+                tell(&format!("error: {error:#}"));
                 return Ok(Exit::Invalid);
             }
         };

@@ -112,6 +112,13 @@ pub struct Tunnel {
     pub origin: Origin,
 }
 
+impl Tunnel {
+    /// Outer checksum of what is sent to a remote: what the files say, else the kernel's own habit for family and kind.
+    pub fn checksum_for(&self, remote: IpAddr) -> bool {
+        self.checksum.unwrap_or(remote.is_ipv6() && self.kind != TunnelKind::Gretap)
+    }
+}
+
 /// A bridge that a tenant's generated ports join. Made if missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {

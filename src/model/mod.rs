@@ -3,17 +3,25 @@
 //! A *mapping* ties one local interface to one tunnel key: `{tunnel, id, remote} <-> interface`.
 //! Nothing in here performs I/O, reads a clock or knows about `aya` or `rtnetlink`.
 
+mod chain;
 mod counters;
 mod desired;
 mod device;
 mod name;
 mod observed;
+mod prefix;
+mod snapshot;
+mod underlay;
 
+pub use chain::*;
 pub use counters::*;
 pub use desired::*;
 pub use device::*;
 pub use name::Name;
 pub use observed::*;
+pub use prefix::Prefix;
+pub use snapshot::*;
+pub use underlay::*;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

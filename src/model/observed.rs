@@ -1,6 +1,6 @@
 //! What the kernel has: links, map contents, programs and attachments, read in one sweep.
 
-use super::{Instance, Local, OuterField, TunnelKind};
+use super::{Instance, Local, OuterField, TunnelKind, Underlay};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,6 +19,9 @@ pub struct Observed {
     pub links: Vec<Link>,
     /// Every address of the namespace.
     pub addresses: Vec<Address>,
+    /// What the fast lane would pass by.
+    #[serde(default)]
+    pub underlay: Underlay,
     /// Our maps; `None` where none are pinned.
     pub maps: Option<MapState>,
     /// What another version pinned in their place, in words.
@@ -359,12 +362,19 @@ pub struct Attachment {
     pub position: u32,
 }
 
+impl Direction {
+    /// The side of the link that the hook is on: `Ingress` or `Egress`.
+    pub fn side(self) -> Self {
+        if self == Self::Egress { Self::Egress } else { Self::Ingress }
+    }
+}
+
 impl std::fmt::Display for Direction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
-            Self::Underlay => "ingress (underlay)",
+            Self::Underlay => "underlay",
         })
     }
 }

@@ -42,6 +42,11 @@ pub(super) fn u16_network(value: &[u8]) -> Option<u16> {
     value.first_chunk().copied().map(u16::from_be_bytes)
 }
 
+/// A number of 32 bits in network byte order.
+pub(super) fn u32_network(value: &[u8]) -> Option<u32> {
+    value.first_chunk().copied().map(u32::from_be_bytes)
+}
+
 /// A number of 32 bits in host byte order.
 pub(super) fn u32_host(value: &[u8]) -> Option<u32> {
     value.first_chunk().copied().map(u32::from_ne_bytes)
@@ -68,12 +73,12 @@ pub(super) fn ipv6(value: &[u8]) -> Option<Ipv6Addr> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 
-    fn encode(kind: u16, value: &[u8]) -> Vec<u8> {
+    pub(in crate::netlink) fn encode(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = u16::try_from(HEADER + value.len()).unwrap().to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(value);

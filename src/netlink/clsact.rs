@@ -15,7 +15,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Priority of our filter: the first that the kernel runs.
@@ -48,6 +48,12 @@ impl Handles {
         Self([first, first | 1])
     }
 
+    /// All of them.
+    fn all(self) -> [u32; 4] {
+        let ([a, b], [c, d]) = (self.at(Direction::Ingress), self.at(Direction::Underlay));
+        [a, b, c, d]
+    }
+
     /// The two of a hook: those on underlay devices are others.
     fn at(self, direction: Direction) -> [u32; 2] {
         match direction {
@@ -65,6 +71,7 @@ const TCMSG_LEN: usize = 20;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_CHAIN: u16 = 11;
+const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
 
 /// `tcm_info` of a filter: its priority, and `ETH_P_ALL` in network byte order.
@@ -105,10 +112,30 @@ struct Filter {
     /// Its handle, where it is ours.
     ours: Option<u32>,
     program: Option<u32>,
+    /// What `tc filter show` prints of it, where it has no program with a name.
+    kind: String,
+    /// The name that a `bpf` filter was given.
+    name: Option<String>,
+    priority: u16,
+}
+
+/// A filter at a hook, whosever it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedFilter {
+    /// Whether it is this instance's.
+    pub ours: bool,
+    /// Kind: `bpf`, `flower`, …
+    pub kind: String,
+    /// Priority.
+    pub priority: u16,
+    /// Id of its program, where it is a `bpf` filter.
+    pub program: Option<u32>,
+    /// Name that a `bpf` filter was given.
+    pub name: Option<String>,
 }
 
 /// Reads a listed filter of chain 0. The kernel lists each priority once more, with handle 0: that isn't a filter.
-fn filter(frame: &Frame, handles: [u32; 2]) -> Option<Filter> {
+fn filter(frame: &Frame, handles: &[u32]) -> Option<Filter> {
     if frame.kind != libc::RTM_NEWTFILTER {
         return None;
     }
@@ -118,11 +145,15 @@ fn filter(frame: &Frame, handles: [u32; 2]) -> Option<Filter> {
     if attribute(tail, TCA_CHAIN).and_then(u32_host).unwrap_or(0) != 0 {
         return None;
     }
-    let bpf = attribute(tail, TCA_KIND).is_some_and(|kind| text(kind) == TcFilterBpf::KIND);
+    let kind = attribute(tail, TCA_KIND).map(text).unwrap_or_default();
+    let bpf = kind == TcFilterBpf::KIND;
     let options = attribute(tail, TCA_OPTIONS).unwrap_or_default();
     Some(Filter {
         ours: (bpf && handles.contains(&handle) && info == filter_info()).then_some(handle),
         program: bpf.then(|| attribute(options, TCA_BPF_ID).and_then(u32_host)).flatten(),
+        name: bpf.then(|| attribute(options, TCA_BPF_NAME).map(text)).flatten().filter(|n| !n.is_empty()),
+        kind,
+        priority: (info >> 16) as u16,
     })
 }
 
@@ -191,7 +222,7 @@ impl Netlink {
     /// Places in the order of execution and handles of what is ours at a hook.
     async fn ours(&self, ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
         let frames = self.filters(ifindex, direction).await?;
-        let placed = (0..).zip(frames.iter().filter_map(|frame| filter(frame, self.handles.at(direction))));
+        let placed = (0..).zip(frames.iter().filter_map(|frame| filter(frame, &self.handles.at(direction))));
         Ok(placed.filter_map(|(place, filter)| Some((place, filter.ours?))).collect())
     }
 
@@ -231,13 +262,19 @@ impl Netlink {
     }
 
     /// What the kernel lists at a hook, in the order in which it runs: nothing where the link or its clsact is gone.
-    async fn filters(&self, ifindex: u32, direction: Direction) -> Result<Vec<Frame>> {
+    pub(super) async fn filters(&self, ifindex: u32, direction: Direction) -> Result<Vec<Frame>> {
         let mut message = message(ifindex)?;
         message.header.parent = parent(direction);
         match self.transport.dump(RouteNetlinkMessage::GetTrafficFilter(message)).await {
             Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(vec![]),
             outcome => outcome.with_context(|| format!("list the filters at {}", hook(ifindex, direction))),
         }
+    }
+
+    /// Whether what is listed at a hook is a filter of somebody else, in whatever chain.
+    pub(super) fn is_foreign(&self, frame: &Frame) -> bool {
+        let is_filter = frame.kind == libc::RTM_NEWTFILTER && frame.body.get(8..).and_then(u32_host) != Some(0);
+        is_filter && filter(frame, &self.handles.all()).is_none_or(|filter| filter.ours.is_none())
     }
 
     /// Our filters on these links, ingress before egress, in the order given. A link that is gone has none.
@@ -255,7 +292,7 @@ impl Netlink {
             let egress = self.filters(ifindex, Direction::Egress).await?;
             let hooks = [(Direction::Ingress, &ingress), (Direction::Egress, &egress), (Direction::Underlay, &ingress)];
             for (direction, frames) in hooks {
-                let mut placed = frames.iter().filter_map(|frame| filter(frame, self.handles.at(direction))).zip(0..);
+                let mut placed = frames.iter().filter_map(|frame| filter(frame, &self.handles.at(direction))).zip(0..);
                 let ours = placed.find(|(filter, _)| filter.ours.is_some());
                 found.extend(ours.map(|(filter, position)| Attachment {
                     kind: HookKind::Clsact,
@@ -267,6 +304,35 @@ impl Netlink {
             }
         }
         Ok(found)
+    }
+
+    /// Every filter at the hooks of these links, whosever they are, in the order in which they run; hooks without one are
+    /// left out. On an `ingress` qdisc, which has only that side, too.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list.
+    pub async fn filter_chains(&self, ifindexes: &[u32]) -> Result<Vec<(u32, Direction, Vec<ListedFilter>)>> {
+        let places: BTreeMap<u32, String> = self.clsact_places().await?.into_iter().collect();
+        let mut chains = Vec::new();
+        for (&ifindex, kind) in ifindexes.iter().filter_map(|i| Some((i, places.get(i)?))) {
+            // Asked for its other side, an `ingress` qdisc lists the same filters again.
+            let sides: &[Direction] =
+                if kind == CLSACT { &[Direction::Ingress, Direction::Egress] } else { &[Direction::Ingress] };
+            for &direction in sides {
+                let frames = self.filters(ifindex, direction).await?;
+                let listed = frames.iter().filter_map(|frame| filter(frame, &self.handles.all()));
+                let chain: Vec<_> = listed
+                    .map(|f| {
+                        let Filter { ours, program, kind, name, priority } = f;
+                        ListedFilter { ours: ours.is_some(), kind, priority, program, name }
+                    })
+                    .collect();
+                if !chain.is_empty() {
+                    chains.push((ifindex, direction, chain));
+                }
+            }
+        }
+        Ok(chains)
     }
 
     /// Removes our filter from a hook, and the clsact qdisc when no filter of anybody is left on either side of the
@@ -314,7 +380,7 @@ mod tests {
         message.attributes.push(TcAttribute::Chain(0));
         message.attributes.push(TcAttribute::Options(vec![TcOption::Bpf(TcFilterBpfOption::ProgId(42))]));
         change(&mut message);
-        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)), FILTER_HANDLES)
+        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)), &FILTER_HANDLES)
     }
 
     #[test]

@@ -37,20 +37,41 @@ impl Netlink {
     /// When the kernel refuses for another reason than the kind or the name.
     pub async fn port_kind(&self) -> Result<PortKind> {
         for kind in [PortKind::Dummy, PortKind::Ifb] {
-            let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(info_kind(kind))]);
-            let probe = message(0, vec![LinkAttribute::IfName(IMPOSSIBLE_NAME.to_owned()), info]);
-            let answer = self.transport.request(RouteNetlinkMessage::NewLink(probe), NLM_F_CREATE | NLM_F_EXCL).await;
-            match answer.as_ref().err().and_then(Failure::errno) {
-                Some(libc::EOPNOTSUPP) => {}
-                Some(libc::EINVAL) => return Ok(kind),
-                _ => {
-                    let name = info_kind(kind);
-                    answer.with_context(|| format!("ask the kernel whether it has devices of kind {name}"))?;
-                    return Err(anyhow!("the kernel took {IMPOSSIBLE_NAME:?} as the name of a {name} device"));
-                }
+            if self.knows(info_kind(kind)).await? {
+                return Ok(kind);
             }
         }
         Ok(PortKind::Veth)
+    }
+
+    /// Whether this kernel can make tunnel devices of that kind. Makes no link, but the kernel loads the module, as it
+    /// would for one.
+    ///
+    /// # Errors
+    /// When the kernel refuses for another reason than the kind or the name.
+    pub async fn knows_tunnel(&self, kind: TunnelKind, ip6: bool) -> Result<bool> {
+        self.knows(match (kind, ip6) {
+            (TunnelKind::Vxlan, _) => InfoKind::Vxlan,
+            (TunnelKind::Geneve, _) => InfoKind::Geneve,
+            (TunnelKind::Gretap, false) => InfoKind::GreTap,
+            (TunnelKind::Gretap, true) => InfoKind::GreTap6,
+        })
+        .await
+    }
+
+    async fn knows(&self, kind: InfoKind) -> Result<bool> {
+        let name = kind.to_string();
+        let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+        let probe = message(0, vec![LinkAttribute::IfName(IMPOSSIBLE_NAME.to_owned()), info]);
+        let answer = self.transport.request(RouteNetlinkMessage::NewLink(probe), NLM_F_CREATE | NLM_F_EXCL).await;
+        match answer.as_ref().err().and_then(Failure::errno) {
+            Some(libc::EOPNOTSUPP) => Ok(false),
+            Some(libc::EINVAL) => Ok(true),
+            _ => {
+                answer.with_context(|| format!("ask the kernel whether it has devices of kind {name}"))?;
+                Err(anyhow!("the kernel took {IMPOSSIBLE_NAME:?} as the name of a {name} device"))
+            }
+        }
     }
 
     /// Makes a device, administratively down, and answers with its index. On error nothing is left behind.

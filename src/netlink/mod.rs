@@ -1,4 +1,4 @@
-//! Links, devices, addresses and clsact filters, through rtnetlink.
+//! Links, devices, addresses and clsact filters, through rtnetlink; and what the fast lane would pass by.
 //!
 //! A *link* is a network interface. Everything here acts on the network namespace that the calling thread was in when
 //! the connection was opened. Requests go over one connection ([`Netlink`]), the subscription to changes over another
@@ -8,13 +8,19 @@
 mod attributes;
 mod clsact;
 mod device;
+mod ipsec;
 mod link;
+mod netfilter;
+mod rule;
 mod transport;
+mod underlay;
+mod underlay_watch;
 mod watch;
 
-pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY};
+pub use clsact::{FILTER_HANDLES, FILTER_PRIORITY, ListedFilter};
 pub use device::DELETE_GROUP;
 pub use transport::{is_denied, is_gone};
+pub use underlay_watch::UnderlayWatch;
 pub use watch::{LinkEvent, LinkWatch};
 
 use crate::model::{Address, Instance, Link};
@@ -31,6 +37,8 @@ use transport::Transport;
 #[derive(Debug)]
 pub struct Netlink {
     transport: Transport,
+    /// What tells of the underlay.
+    sources: underlay::Sources,
     /// Group of devices that are being made.
     unfinished: u32,
     /// Handles of our clsact filters.
@@ -49,11 +57,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses a netlink socket.
     pub async fn open() -> Result<Self> {
-        Ok(Self {
-            transport: Transport::open()?,
-            unfinished: device::UNFINISHED_GROUPS,
-            handles: clsact::Handles::default(),
-        })
+        let (transport, sources) = (Transport::open()?, underlay::Sources::open()?);
+        Ok(Self { transport, sources, unfinished: device::UNFINISHED_GROUPS, handles: clsact::Handles::default() })
     }
 
     /// Tells half-made devices and filters of that instance from those of others.

@@ -13,7 +13,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::proto::ConnectionHandle;
-use rtnetlink::sys::{AsyncSocket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::sys::{AsyncSocket, Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -121,6 +121,12 @@ pub fn is_denied(error: &anyhow::Error) -> bool {
     has_errno(error, libc::EPERM)
 }
 
+/// Whether the kernel doesn't have a netlink protocol.
+pub(super) fn is_unsupported(error: &anyhow::Error) -> bool {
+    let unsupported = |errno| matches!(errno, Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT));
+    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|e| unsupported(e.raw_os_error())))
+}
+
 fn has_errno(error: &anyhow::Error, errno: i32) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<Failure>().and_then(Failure::errno) == Some(errno))
 }
@@ -144,13 +150,32 @@ impl Transport {
     /// Opens a socket in the network namespace of the calling thread and spawns the task that serves it on the
     /// current tokio runtime.
     pub(super) fn open() -> Result<Self> {
+        Self::connect(NETLINK_ROUTE, |_| Ok(()))
+    }
+
+    /// As [`Transport::open`], for lists that the kernel is to filter (`NETLINK_GET_STRICT_CHK`).
+    pub(super) fn open_strict() -> Result<Self> {
+        let strictly = |socket: &Socket| socket.set_netlink_get_strict_chk(true);
+        Self::connect(NETLINK_ROUTE, strictly)
+    }
+
+    /// As [`Transport::open`], of another netlink protocol. `None` where this kernel doesn't have it.
+    pub(super) fn open_other(protocol: isize) -> Result<Option<Self>> {
+        match Self::connect(protocol, |_| Ok(())) {
+            Err(error) if is_unsupported(&error) => Ok(None),
+            connected => connected.map(Some),
+        }
+    }
+
+    fn connect(protocol: isize, prepare: impl FnOnce(&Socket) -> std::io::Result<()>) -> Result<Self> {
         let (mut connection, handle, _) =
-            rtnetlink::proto::new_connection::<Frame>(NETLINK_ROUTE).context("open a netlink socket")?;
+            rtnetlink::proto::new_connection::<Frame>(protocol).context("open a netlink socket")?;
         connection.set_forward_ack(true);
         connection.set_forward_done(true);
         let socket = connection.socket_mut().socket_mut();
         socket.set_ext_ack(true).context("ask netlink for explanations (NETLINK_EXT_ACK)")?;
         socket.set_cap_ack(true).context("ask netlink for short acknowledgements (NETLINK_CAP_ACK)")?;
+        prepare(socket).context("set the netlink socket up")?;
         Ok(Self { handle, task: tokio::spawn(connection), dumping: Mutex::new(()) })
     }
 
@@ -160,9 +185,14 @@ impl Transport {
         self.exchange(Frame::from(message), NLM_F_REQUEST | NLM_F_ACK | flags).await.map(|(frames, _)| frames)
     }
 
+    /// As [`Transport::request`], for what changes nothing.
+    pub(super) async fn ask(&self, frame: Frame) -> Result<Vec<Frame>, Failure> {
+        self.exchange(frame, NLM_F_REQUEST | NLM_F_ACK).await.map(|(frames, _)| frames)
+    }
+
     /// Lists objects, from the start again if they changed while they were listed.
-    pub(super) async fn dump(&self, message: RouteNetlinkMessage) -> Result<Vec<Frame>, Failure> {
-        let frame = Frame::from(message);
+    pub(super) async fn dump(&self, message: impl Into<Frame>) -> Result<Vec<Frame>, Failure> {
+        let frame = message.into();
         let _turn = self.dumping.lock().await;
         for attempt in 0..DUMP_ATTEMPTS {
             match self.exchange(frame.clone(), NLM_F_REQUEST | NLM_F_DUMP).await {

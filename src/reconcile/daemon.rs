@@ -17,7 +17,7 @@ use super::status::Daemon as Health;
 use super::{Reconciler, Report};
 use crate::files::watch::{Stir, Watch};
 use crate::model::{Desired, HookKind, Intent};
-use crate::netlink::{LinkEvent, LinkWatch};
+use crate::netlink::{LinkEvent, LinkWatch, UnderlayWatch};
 use crate::plan::Plan;
 use anyhow::Result;
 use futures::FutureExt;
@@ -28,6 +28,10 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long link events are gathered before a pass.
 const LINK_QUIET: Duration = Duration::from_millis(2);
+/// How long changes of rules, policies and chains are gathered before a pass: whoever loads a firewall makes many.
+const UNDERLAY_QUIET: Duration = Duration::from_millis(50);
+/// Shortest time between two passes that such changes ask for: some firewalls are rewritten all the time.
+const UNDERLAY_PAUSE: Duration = Duration::from_secs(1);
 /// Longest that link events wait after a failed pass.
 const EVENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the directory is looked over, whatever inotify says.
@@ -69,6 +73,8 @@ pub struct Daemon {
     next_pass: Instant,
     /// A pass that failed isn't followed by the next one before, whatever happens.
     not_before: Instant,
+    /// Nor is there a pass before for the sake of rules, policies and chains.
+    not_before_underlay: Instant,
     next_rescan: Instant,
     /// What systemd was told last.
     told: String,
@@ -119,6 +125,7 @@ impl Daemon {
             ahead: None,
             next_pass: now,
             not_before: now,
+            not_before_underlay: now,
             next_rescan: now + RESCAN,
             told: String::new(),
             _lock: lock,
@@ -133,6 +140,7 @@ impl Daemon {
     pub async fn run(mut self) -> Result<()> {
         // Subscribe before the first look, so that nothing falls between.
         let mut links = LinkWatch::open().await?;
+        let mut underlay = UnderlayWatch::open().await;
         self.reconciler.kernel().keep_surroundings();
         let mut files = Watch::new(self.acceptance.loader().paths());
         self.note_watch(&files);
@@ -166,6 +174,7 @@ impl Daemon {
                 },
                 () = sleep_until(self.next_pass) => self.usual_pass(subscribed).await,
                 event = links.next(), if subscribed => subscribed = self.link_event(&event),
+                () = underlay.changed() => self.underlay_event(),
                 stir = files.changed() => {
                     // What came in meanwhile counts for this pass already.
                     while subscribed && let Some(event) = links.next().now_or_never() {
@@ -234,6 +243,17 @@ impl Daemon {
         !matches!(event, LinkEvent::Closed)
     }
 
+    /// Something changed that decides which lane packets take.
+    fn underlay_event(&mut self) {
+        self.reconciler.kernel().look_at_underlay();
+        self.ahead = None;
+        let soonest = (Instant::now() + UNDERLAY_QUIET).max(self.not_before).max(self.not_before_underlay);
+        if soonest < self.next_pass {
+            self.next_pass = soonest;
+            self.not_before_underlay = soonest + UNDERLAY_PAUSE;
+        }
+    }
+
     /// Works out what a change means while it is waited for that no other follows.
     async fn prepare(&mut self) {
         self.ahead = None;
@@ -296,7 +316,12 @@ impl Daemon {
     }
 
     /// Brings what was just accepted into force, and puts it on disk.
-    async fn accepted(&mut self, ahead: Option<Plan>, before: Option<Arc<Intent>>, removes: bool) -> Option<Report> {
+    pub(super) async fn accepted(
+        &mut self,
+        ahead: Option<Plan>,
+        before: Option<Arc<Intent>>,
+        removes: bool,
+    ) -> Option<Report> {
         let intent = self.acceptance.shared_intent()?;
         if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, &intent)) {
             return self.pass_from(ahead, Some(&intent.desired)).await;
@@ -376,7 +401,7 @@ impl Daemon {
 }
 
 /// Whether a mapping goes.
-fn removes(before: &Intent, after: &Intent) -> bool {
+pub(super) fn removes(before: &Intent, after: &Intent) -> bool {
     before.desired.mappings_not_in(&after.desired).next().is_some()
 }
 

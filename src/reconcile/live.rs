@@ -2,6 +2,7 @@
 
 use super::expedite::Expedite;
 use super::kernel::{Batch, Hook, Kernel, Outcome};
+use super::meter::Meter;
 use super::status::{Traffic, UnknownKey as SeenKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
@@ -16,9 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The kernel of the calling thread's network namespace, with one pin directory.
 #[derive(Debug)]
 pub struct LiveKernel {
-    netlink: Netlink,
+    pub(super) netlink: Netlink,
     instance: Instance,
-    dataplane: Dataplane,
+    pub(super) dataplane: Dataplane,
     hook_kind: HookKind,
     port_kind: Option<PortKind>,
     /// Links that have a filter of ours although TCX is in use; unknown before the first look.
@@ -34,6 +35,8 @@ pub struct LiveKernel {
     counting: bool,
     /// Held by the thread that attaches.
     attaching: Arc<Mutex<()>>,
+    /// Told of each attachment, which takes long.
+    meter: Meter,
 }
 
 /// What is around the maps.
@@ -41,6 +44,7 @@ pub struct LiveKernel {
 struct Surroundings {
     links: Vec<Link>,
     addresses: Vec<Address>,
+    underlay: Underlay,
     programs: Vec<LoadedProgram>,
     attachments: Vec<Attachment>,
     /// `devs`; `None` where it was written since. Besides us only the kernel changes it, when a link goes: and of that we
@@ -48,6 +52,8 @@ struct Surroundings {
     devs: Option<Vec<(u32, u32)>>,
     /// Whether programs and attachments must be read anew all the same: nobody tells of those.
     hooks_due: bool,
+    /// Whether what the fast lane would pass by must be.
+    underlay_due: bool,
 }
 
 /// The pins belong to another network namespace.
@@ -102,6 +108,7 @@ impl LiveKernel {
             told: false,
             counting: false,
             attaching: Arc::default(),
+            meter: Meter::default(),
         };
         kernel.check_namespace()?;
         Ok(kernel)
@@ -114,6 +121,11 @@ impl LiveKernel {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Tells that meter of each attachment.
+    pub fn measure(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     /// Shortens grace periods while many programs are attached for the first time.
@@ -139,7 +151,14 @@ impl LiveKernel {
     /// Reads what nobody tells of anew at the next look: `devs`, programs and attachments.
     pub fn look_at_hooks(&mut self) {
         if let Some(seen) = &mut self.seen {
-            (seen.devs, seen.hooks_due) = (None, true);
+            (seen.devs, seen.hooks_due, seen.underlay_due) = (None, true, true);
+        }
+    }
+
+    /// Reads what the fast lane would pass by anew at the next look.
+    pub fn look_at_underlay(&mut self) {
+        if let Some(seen) = &mut self.seen {
+            seen.underlay_due = true;
         }
     }
 
@@ -170,7 +189,32 @@ impl LiveKernel {
         self.filtered = Some(filters.iter().map(|a| a.ifindex).collect());
         attachments.extend(filters);
         attachments.sort_by_key(|a| (a.ifindex, a.direction, a.kind));
-        Ok(Surroundings { links, addresses, programs, attachments, devs: None, hooks_due: false })
+        let underlay = self.read_underlay(&links, &addresses).await?;
+        Ok(Surroundings {
+            links,
+            addresses,
+            underlay,
+            programs,
+            attachments,
+            devs: None,
+            hooks_due: false,
+            underlay_due: false,
+        })
+    }
+
+    /// What the fast lane would pass by. Whatever link has an address that others can reach may be an underlay device.
+    async fn read_underlay(&self, links: &[Link], addresses: &[Address]) -> Result<Underlay> {
+        let addressed: BTreeSet<u32> =
+            addresses.iter().filter(|a| is_reachable(a.address)).map(|a| a.ifindex).collect();
+        let candidates: Vec<&Link> = links.iter().filter(|l| addressed.contains(&l.ifindex)).collect();
+        let mut underlay = self.netlink.underlay(&candidates).await;
+        for link in candidates {
+            let first = self.dataplane.foreign_ingress(link.ifindex)?.first().copied();
+            underlay.programs.extend(
+                first.map(|id| IngressProgram { ifindex: link.ifindex, what: format!("the TCX program {id}") }),
+            );
+        }
+        Ok(underlay)
     }
 
     /// Counters by slot, and the keys that nobody mapped.
@@ -311,11 +355,13 @@ impl LiveKernel {
         let abandoned = Arc::new(AtomicBool::new(false));
         let _abandon = Abandon(Arc::clone(&abandoned));
         let (attacher, attaching) = (self.dataplane.attacher(), Arc::clone(&self.attaching));
+        let meter = self.meter.clone();
         let attach = move || {
             let _attaching = attaching.lock().unwrap_or_else(PoisonError::into_inner);
             let wanted = hooks.iter().take_while(|_| !abandoned.load(Ordering::Relaxed));
             let attached = wanted.map(|(place, h)| {
                 let attached = attacher.attach(h.program, h.ifindex, h.direction);
+                meter.step();
                 (*place, attached.with_context(|| describe(h)))
             });
             attached.filter_map(|(place, attached)| Some((place, attached.err()?))).collect()
@@ -341,8 +387,13 @@ impl Kernel for LiveKernel {
         };
         let mut seen = self.seen.take();
         let maps = self.dataplane.observe_beside(seen.as_mut().and_then(|s| s.devs.take()))?;
-        let Surroundings { links, addresses, programs, attachments, .. } = match seen {
-            Some(seen) if !seen.hooks_due => seen,
+        let Surroundings { links, addresses, underlay, programs, attachments, .. } = match seen {
+            Some(mut seen) if !seen.hooks_due => {
+                if seen.underlay_due {
+                    seen.underlay = self.read_underlay(&seen.links, &seen.addresses).await?;
+                }
+                seen
+            }
             seen => self.read_surroundings(seen).await?,
         };
         Ok(Observed {
@@ -351,6 +402,7 @@ impl Kernel for LiveKernel {
             features,
             links,
             addresses,
+            underlay,
             maps,
             outdated_maps: self.dataplane.outdated().map(str::to_owned),
             programs,
@@ -372,10 +424,11 @@ impl Kernel for LiveKernel {
     }
 
     fn done_with(&mut self, observed: Observed) {
-        let Observed { links, addresses, programs, attachments, maps, .. } = observed;
+        let Observed { links, addresses, underlay, programs, attachments, maps, .. } = observed;
         let devs = maps.map(|m| m.devs);
-        self.seen =
-            self.told.then_some(Surroundings { links, addresses, programs, attachments, devs, hooks_due: false });
+        let (hooks_due, underlay_due) = (false, false);
+        let seen = Surroundings { links, addresses, underlay, programs, attachments, devs, hooks_due, underlay_due };
+        self.seen = self.told.then_some(seen);
     }
 
     async fn grace_period(&mut self) -> Result<()> {
@@ -438,6 +491,12 @@ impl LiveKernel {
         tracing::debug!(calls = ?crate::bpf::calls().since(calls), "{batch:?}");
         Ok(outcome)
     }
+}
+
+/// Whether others can reach an address, so that tunnels can come from it.
+fn is_reachable(address: std::net::IpAddr) -> bool {
+    let link_local = matches!(address, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !(link_local || address.is_loopback())
 }
 
 /// Whether a batch leaves links, programs and attachments as they are.

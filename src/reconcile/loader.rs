@@ -75,6 +75,14 @@ impl Rejected {
     }
 }
 
+/// Which node this host is: the one named or, without a name, the one that the host name says.
+pub fn this_node(named: Option<&str>) -> NodeChoice {
+    match named {
+        Some(name) => NodeChoice::Named(name.to_owned()),
+        None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
+    }
+}
+
 impl Loader {
     /// A loader for these directories; without a node's name the host name decides.
     pub fn new(paths: Vec<PathBuf>, node: Option<&str>) -> Self {
@@ -85,14 +93,10 @@ impl Loader {
 impl<D: Disk> Loader<D> {
     /// As [`Loader::new`], from somewhere else.
     pub fn with_disk(disk: D, paths: Vec<PathBuf>, node: Option<&str>) -> Self {
-        let node = match node {
-            Some(name) => NodeChoice::Named(name.to_owned()),
-            None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
-        };
         Self {
             disk,
             paths,
-            node,
+            node: this_node(node),
             cache: Vec::new(),
             seen: None,
             fresh: Vec::new(),
@@ -135,6 +139,11 @@ impl<D: Disk> Loader<D> {
             }
         }
         true
+    }
+
+    /// Forgets what the last look found: the next one finds a change.
+    pub fn look_anew(&mut self) {
+        self.seen = None;
     }
 
     /// Whether that is what the last look found.

@@ -12,6 +12,7 @@ mod merge;
 mod parse;
 pub mod render;
 mod tree;
+pub mod write;
 
 pub use compile::{NodeChoice, port_name};
 pub use diagnostic::{Diagnostic, Place, nearest};

@@ -9,14 +9,17 @@ set -euo pipefail
 series=$1 dir=$2
 
 # What tunnel-mesh and its tests use. What the kernel has built in is skipped.
-modules=(veth bridge vxlan geneve ip_gre ip6_gre dummy ifb tun sch_ingress cls_bpf act_bpf sch_netem)
+modules=(veth bridge vxlan geneve ip_gre ip6_gre dummy ifb tun sch_ingress cls_bpf act_bpf sch_netem
+    vrf nf_tables iptable_mangle xfrm_user)
 
 die() {
     printf 'kernel %s: %s\n' "$series" "$*" >&2
     exit 1
 }
 
-[ ! -e "$dir/release" ] || exit 0
+# What was prepared for fewer modules is prepared anew.
+if [ -e "$dir/release" ] && [ "$(cat "$dir/wanted" 2>/dev/null)" = "${modules[*]}" ]; then exit 0; fi
+rm -f "$dir/release"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -113,4 +116,5 @@ done
 mkdir -p "$dir"
 (cd "$work/cpio" && find modules | busybox cpio -o -H newc 2>/dev/null) >"$dir/modules.cpio"
 mv "$work/vmlinux" "$dir/vmlinux"
+echo "${modules[*]}" >"$dir/wanted"
 echo "$release" >"$dir/release"

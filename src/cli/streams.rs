@@ -1,0 +1,28 @@
+//! The two streams: data goes to stdout, everything else to stderr.
+//!
+//! A reader that has gone (`| head`) is no failure: the command still comes to its end, and its exit code tells the
+//! truth.
+
+use anyhow::{Context, Result};
+use std::io::{ErrorKind, Write};
+
+/// Writes data to stdout in one go.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a value to stdout as JSON.
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("write JSON")?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Writes a line to stderr. Where nobody listens, nothing is lost that somebody wanted to hear.
+pub(super) fn tell(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
