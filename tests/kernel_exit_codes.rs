@@ -59,6 +59,7 @@ const ANYWHERE: &[Row] = &[
     ("validate --format xml", 64, Nothing, Says("[possible values: ")),
     ("status --revision abc", 64, Nothing, Says("--wait")),
     ("status --timeout soon --wait", 64, Nothing, Says("soon")),
+    ("doctor --format xml", 64, Nothing, Says("--format")),
     ("down surplus", 64, Nothing, Says("surplus")),
 ];
 
@@ -96,6 +97,8 @@ const APPLIED: &[Row] = &[
     ("snapshot", 0, Json, Nothing),
     ("snapshot --format yaml", 0, Says("mappings:"), Nothing),
     ("status", 0, Says("active"), Nothing),
+    ("doctor", 0, Says("0 errors"), Nothing),
+    ("doctor --format json", 0, Json, Nothing),
     ("status --wait --timeout 0", 0, Says("in force"), Nothing),
     ("status --wait --timeout 0 --revision 0000000000000000", 6, Text, Nothing),
 ];
@@ -126,11 +129,14 @@ const INVALID: &[Row] = &[
     ("validate --format json", 78, Json, Nothing),
     ("validate --format short", 78, Says("error[TM0204]"), Nothing),
     ("validate --format github", 78, Says("::error"), Nothing),
-    ("validate nowhere", 78, Nothing, Says("nowhere")),
+    ("validate nowhere", 78, Says("error[TM0006]"), Nothing),
+    ("validate nowhere --format json", 78, Json, Nothing),
     ("plan", 78, Nothing, Says("error[TM0204]")),
     ("plan --format json", 78, Nothing, Says("error[TM0204]")),
     ("apply", 78, Nothing, Says("error[TM0204]")),
     ("apply --format json", 78, Nothing, Says("error[TM0204]")),
+    ("doctor", 1, Says("1 error"), Nothing),
+    ("doctor --format json", 1, Json, Nothing),
     ("status", 0, Text, Nothing),
 ];
 

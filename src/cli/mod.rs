@@ -24,10 +24,12 @@ use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
 use crate::reconcile::loader::{Loader, Rejected, this_node};
 use crate::topology::NodeChoice;
+use crate::topology::render::Look;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use streams::{print, print_json, tell};
@@ -197,7 +199,7 @@ impl Global {
     /// Tells in full why a topology isn't accepted.
     fn accept<T>(&self, loaded: Result<T, Rejected>) -> Result<T> {
         loaded.map_err(|rejected| {
-            tell(rejected.text(self.colored(std::io::stderr().is_terminal())).trim_end());
+            tell(rejected.text(self.look(&std::io::stderr())).trim_end());
             Told(Exit::Invalid).into()
         })
     }
@@ -216,6 +218,12 @@ impl Global {
             Color::Never => false,
             Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         }
+    }
+
+    /// How diagnostics look on that stream.
+    fn look(&self, stream: &(impl IsTerminal + AsFd)) -> Look {
+        let width = streams::width(stream);
+        Look { color: self.colored(width.is_some()), width }
     }
 
     fn log(&self) {
