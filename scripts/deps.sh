@@ -31,8 +31,10 @@ needs() {
             echo 'udhcpc udhcpc'
             echo 'ethtool ethtool'
             echo 'iperf3 iperf3'
+            echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
+            echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
             ;;
