@@ -34,6 +34,7 @@ needs() {
             echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
+            echo 'groff groff-base'
             echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
