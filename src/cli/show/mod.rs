@@ -160,8 +160,9 @@ fn group(object: Object, address: &str) -> (u8, String) {
         (Object::DataPlane, _) => (0, "data plane".to_owned()),
         (Object::Tunnel, _) => (1, "tunnels".to_owned()),
         (Object::Bridge, _) => (2, "bridges".to_owned()),
-        (Object::Mapping, Some((tenant, _))) => (3, format!("tenant {tenant}")),
-        (Object::Mapping, None) => (4, "mappings".to_owned()),
+        (Object::Underlay, _) => (3, "underlay".to_owned()),
+        (Object::Mapping, Some((tenant, _))) => (4, format!("tenant {tenant}")),
+        (Object::Mapping, None) => (5, "mappings".to_owned()),
     }
 }
 
