@@ -46,7 +46,7 @@ fn snapshot() -> Snapshot {
         format_version: SNAPSHOT_VERSION,
         host: "host0".to_owned(),
         node: Some("host0".to_owned()),
-        accepted: Some(Intent { desired: accepted, ..Intent::default() }),
+        accepted: Some(Intent { desired: accepted.into(), ..Intent::default() }),
         traffic: [(64, Throughput { rx_packets: 1, ..Throughput::default() })].into(),
         observed: reconciler.kernel().seen(),
     }
@@ -55,9 +55,9 @@ fn snapshot() -> Snapshot {
 /// A saved plan of that snapshot.
 fn saved() -> Value {
     let snapshot = snapshot();
-    let intent = Intent { desired: state(1), ..Intent::default() };
+    let intent = Intent { desired: state(1).into(), ..Intent::default() };
     let nobody = BTreeSet::new();
-    let accepted = snapshot.accepted.as_ref().map(|a| &a.desired);
+    let accepted = snapshot.accepted.as_ref().map(|a| &*a.desired);
     let input = Input { desired: &intent.desired, observed: &snapshot.observed, accepted, was_pending: &nobody };
     let mut file = serde_json::to_value(plan(input)).unwrap();
     let fields = file.as_object_mut().unwrap();
@@ -94,7 +94,7 @@ fn use_saved(saved: &SavedPlan) {
     let nobody = BTreeSet::new();
     let before = snapshot.accepted.as_ref();
     let input =
-        Input { desired, observed: &snapshot.observed, accepted: before.map(|b| &b.desired), was_pending: &nobody };
+        Input { desired, observed: &snapshot.observed, accepted: before.map(|b| &*b.desired), was_pending: &nobody };
     let plan = plan(input);
     let now = Expected::now(before, desired, &snapshot.observed, &plan);
     drop(saved.expected().check(&now));
