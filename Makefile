@@ -55,7 +55,7 @@ bench-control: deps-build deps-bench bpffs ## the control plane beside its peers
 
 lint: deps-build deps-lint ## formatting, clippy, rustdoc, shellcheck
 	$(CARGO) fmt --check
-	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c tests/programs/*.c)
+	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c tests/programs/*.c benches/datapath/programs/*.c)
 	shellcheck $(SCRIPTS)
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --quiet

@@ -29,10 +29,13 @@ needs() {
             needs demo
             echo 'dnsmasq dnsmasq-base'
             echo 'udhcpc udhcpc'
+            echo 'ethtool ethtool'
             echo 'iperf3 iperf3'
+            echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
             echo 'promtool prometheus'
+            echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
             ;;
