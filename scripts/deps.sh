@@ -35,6 +35,7 @@ needs() {
             echo 'strace strace'
             echo 'git git'
             echo 'promtool prometheus'
+            echo 'groff groff-base'
             echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'

@@ -32,6 +32,7 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("tunnel_mesh_map_capacity", "Entries that a map has room for; all but unknown and conf grow by themselves"),
     ("tunnel_mesh_packets_total", "Packets by tenant, remote and direction; a GSO packet counts as its segments"),
     ("tunnel_mesh_bytes_total", "Bytes by tenant, remote and direction, inner Ethernet frames"),
+    ("tunnel_mesh_fast_packets_total", "Packets of those that took the fast lane"),
     ("tunnel_mesh_dropped_packets_total", "Packets dropped, by tenant and reason; without a tenant: of no mapping"),
     ("tunnel_mesh_netlink_overruns_total", "Link events that were lost, each followed by a full look"),
     ("tunnel_mesh_watch_overflows_total", "File events that were lost, each followed by a full look"),
@@ -162,11 +163,16 @@ pub fn render(news: &News, live: Option<&Live>, totals: &Totals) -> Result<Strin
         page.gauges("tunnel_mesh_map_capacity", &["map"], capacities)?;
     }
     let labels = ["tenant", "remote", "direction"];
-    for (name, place) in [("tunnel_mesh_packets_total", 0), ("tunnel_mesh_bytes_total", 1)] {
+    let ways = [
+        ("tunnel_mesh_packets_total", 0, 2),
+        ("tunnel_mesh_bytes_total", 1, 3),
+        ("tunnel_mesh_fast_packets_total", 4, 5),
+    ];
+    for (name, rx, tx) in ways {
         let both = totals.traffic.iter().flat_map(|(pair, amounts)| {
             let way =
                 |direction, place: usize| (vec![pair.tenant.as_str(), pair.remote.as_str(), direction], amounts[place]);
-            [way("rx", place), way("tx", place + 2)]
+            [way("rx", rx), way("tx", tx)]
         });
         page.counters(name, &labels, both)?;
     }

@@ -35,8 +35,8 @@ pub struct Pair {
     pub remote: String,
 }
 
-/// Packets and bytes, received and sent.
-pub type Amounts = [u64; 4];
+/// Packets and bytes received, packets and bytes sent, and packets of those that took the fast lane, each way.
+pub type Amounts = [u64; 6];
 
 /// The sums so far.
 #[derive(Debug, Default)]
@@ -58,7 +58,8 @@ struct Slot {
 }
 
 fn amounts(traffic: &Traffic) -> Amounts {
-    [traffic.rx_packets, traffic.rx_bytes, traffic.tx_packets, traffic.tx_bytes]
+    let Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, .. } = *traffic;
+    [rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast]
 }
 
 /// What was counted since; all of it where the counter began anew.
