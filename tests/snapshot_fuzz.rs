@@ -74,7 +74,7 @@ fn use_snapshot(snapshot: &Snapshot) {
     drop(adopt::untold(&snapshot.observed));
     drop(write::topology(&adopted, "host0"));
     let nobody = BTreeSet::new();
-    let before = snapshot.accepted.as_ref().map_or(&adopted, |a| &a.desired);
+    let before = snapshot.accepted.as_ref().map_or(&adopted, |a| &*a.desired);
     for wanted in [&state(1), &adopted, before, &Desired::default()] {
         let input =
             Input { desired: wanted, observed: &snapshot.observed, accepted: Some(before), was_pending: &nobody };

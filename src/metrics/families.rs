@@ -138,7 +138,7 @@ pub fn render(news: &News, live: Option<&Live>, totals: &Totals) -> Result<Strin
     page.flag("tunnel_mesh_config_last_load_successful", news.config_error.is_none())?;
     page.gauge("tunnel_mesh_config_last_success_timestamp_seconds", seconds(news.accepted_at))?;
     page.flag("tunnel_mesh_config_unsaved", news.unsaved)?;
-    let desired = news.intent.as_ref().map(|i| &i.desired);
+    let desired = news.intent.as_ref().map(|i| &*i.desired);
     let info = desired.map(|d| (vec![d.revision.as_str(), d.node.as_deref().unwrap_or_default()], 1));
     page.gauges("tunnel_mesh_topology_info", &["revision", "node"], info.into_iter())?;
     page.gauge("tunnel_mesh_topology_files", news.files as f64)?;

@@ -182,7 +182,7 @@ fn metrics(source: &Source) -> Result<Bytes> {
         return Ok(text.clone());
     }
     let news = source.board.read();
-    let live = traffic::read(&source.pins, news.intent.as_ref().map(|i| &i.desired));
+    let live = traffic::read(&source.pins, news.intent.as_ref().map(|i| &*i.desired));
     let live = match live {
         Ok(live) => {
             kept.totals.add(&live.owners, &live.counted);
