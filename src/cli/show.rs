@@ -38,6 +38,7 @@ fn heading(change: &Change) -> String {
         Object::DataPlane => "data plane".to_owned(),
         Object::Tunnel => "tunnels".to_owned(),
         Object::Bridge => "bridges".to_owned(),
+        Object::Underlay => "underlay".to_owned(),
         Object::Mapping => match change.address.split_once('/') {
             Some((tenant, _)) => format!("tenant {tenant}"),
             None => "mappings".to_owned(),

@@ -30,11 +30,17 @@ pub enum DropReason {
     Redirect,
     /// A map entry failed its check at every try.
     Inconsistent,
+    /// Larger than the way to the remote allows.
+    TooBig,
+    /// The fast lane could not write the outer header.
+    Encapsulate,
+    /// The fast lane could not remove the outer header.
+    Decapsulate,
 }
 
 impl DropReason {
     /// Every reason, in the order of the data plane's counters.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::UnknownKey,
         Self::NoTunnelKey,
         Self::NoConf,
@@ -46,6 +52,9 @@ impl DropReason {
         Self::SetTunnelKey,
         Self::Redirect,
         Self::Inconsistent,
+        Self::TooBig,
+        Self::Encapsulate,
+        Self::Decapsulate,
     ];
 
     /// Stable name, as in JSON and metrics.
@@ -62,6 +71,9 @@ impl DropReason {
             Self::SetTunnelKey => "set_tunnel_key",
             Self::Redirect => "redirect",
             Self::Inconsistent => "inconsistent",
+            Self::TooBig => "too_big",
+            Self::Encapsulate => "encapsulate",
+            Self::Decapsulate => "decapsulate",
         }
     }
 }
@@ -83,6 +95,10 @@ pub struct Counters {
     pub tx_packets: u64,
     /// Their bytes, from the inner Ethernet header on.
     pub tx_bytes: u64,
+    /// Of the packets received, those that took the fast lane.
+    pub rx_fast: u64,
+    /// Of the packets sent, those that took the fast lane.
+    pub tx_fast: u64,
     /// Packets dropped, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
 }

@@ -20,6 +20,7 @@
 mod builder;
 mod devices;
 mod hooks;
+pub mod lanes;
 mod live;
 mod mappings;
 mod slots;
@@ -80,6 +81,8 @@ pub enum Object {
     Tunnel,
     /// A bridge.
     Bridge,
+    /// A device that carries tunnels.
+    Underlay,
     /// A mapping.
     Mapping,
 }
@@ -286,6 +289,8 @@ pub enum Step {
         link: Option<LinkRef>,
         /// Value for `tc_index`.
         mark: u16,
+        /// What the entry is for.
+        role: Role,
         /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
         /// forget the device that it names.
         without_device: bool,
@@ -377,6 +382,11 @@ pub enum LinkEdit {
     Isolated(bool),
     /// Whether a vxlan device learns addresses.
     Learning(bool),
+    /// Forwards IPv4, or IPv6 where said: the fast lane looks its routes up as if the tunnel device forwarded.
+    Forward {
+        /// IPv6.
+        ipv6: bool,
+    },
     /// Local address of a vxlan device, in place of one of the same family.
     VxlanLocal(std::net::IpAddr),
     /// Alias.
