@@ -21,6 +21,8 @@ mod builder;
 mod devices;
 mod hooks;
 pub mod lanes;
+#[cfg(test)]
+mod lanes_tests;
 mod live;
 mod mappings;
 mod slots;
