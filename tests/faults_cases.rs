@@ -148,7 +148,7 @@ fn deletes_go_on_where_their_change_is_stuck() {
     let goal = desired(&[mapped(0, 0, 0)], 1, 0);
     assert!(block(Reconciler::new(&mut kernel).pass(&goal, None)).unwrap().converged());
     let (key, value) = kernel.state.maps.as_ref().unwrap().tunkey2if[0];
-    let of = |step| Operation { change: "teth0/eth0".to_owned(), step };
+    let of = |step| Operation { change: "teth0/eth0".to_owned(), slot: None, step };
     let other = TunKey { id: 9, ..key };
     let operations = vec![
         of(Step::SetDev { slot: 80, link: LinkRef::gone(4242) }),

@@ -51,10 +51,15 @@ const ANYWHERE: &[Row] = &[
     ("run --interval 0", 64, Nothing, Says("--interval")),
     ("plan --format xml", 64, Nothing, Says("--format")),
     ("plan surplus", 64, Nothing, Says("surplus")),
+    ("plan --host host1", 64, Nothing, Says("NAME=DIR")),
+    ("plan --out x --all-nodes", 64, Nothing, Says("cannot be used with")),
+    ("apply --plan x --allow-deletes", 64, Nothing, Says("cannot be used with")),
+    ("snapshot --format xml", 64, Nothing, Says("[possible values: json, yaml]")),
     ("apply --format xml", 64, Nothing, Says("--format")),
     ("validate --format xml", 64, Nothing, Says("[possible values: ")),
     ("status --revision abc", 64, Nothing, Says("--wait")),
     ("status --timeout soon --wait", 64, Nothing, Says("soon")),
+    ("doctor --format xml", 64, Nothing, Says("--format")),
     ("down surplus", 64, Nothing, Says("surplus")),
 ];
 
@@ -73,6 +78,13 @@ const FRESH: &[Row] = &[
     ("plan --format json", 0, Json, Nothing),
     ("plan --detailed-exitcode", 2, Says("to create"), Nothing),
     ("plan --detailed-exitcode --format json", 2, Json, Nothing),
+    ("plan --detailed-exitcode --format markdown", 2, Says("tunnel-mesh plan"), Nothing),
+    ("plan --detailed-exitcode --format diff", 2, Says("+++ desired"), Nothing),
+    ("plan --live /nowhere", 1, Nothing, Says("/nowhere")),
+    ("plan --live /dev/null", 1, Nothing, Says("not a snapshot")),
+    ("apply --plan /dev/null", 1, Nothing, Says("not a saved plan")),
+    ("plan --all-nodes", 1, Nothing, Says("declares no nodes")),
+    ("snapshot", 0, Json, Nothing),
 ];
 
 /// Applied, and nothing else to do.
@@ -81,7 +93,12 @@ const APPLIED: &[Row] = &[
     ("apply --format json", 0, Json, Nothing),
     ("plan", 0, Says("No changes."), Nothing),
     ("plan --detailed-exitcode", 0, Says("No changes."), Nothing),
+    ("plan --format diff", 0, Nothing, Nothing),
+    ("snapshot", 0, Json, Nothing),
+    ("snapshot --format yaml", 0, Says("mappings:"), Nothing),
     ("status", 0, Says("active"), Nothing),
+    ("doctor", 0, Says("0 errors"), Nothing),
+    ("doctor --format json", 0, Json, Nothing),
     ("status --wait --timeout 0", 0, Says("in force"), Nothing),
     ("status --wait --timeout 0 --revision 0000000000000000", 6, Text, Nothing),
 ];
@@ -112,11 +129,14 @@ const INVALID: &[Row] = &[
     ("validate --format json", 78, Json, Nothing),
     ("validate --format short", 78, Says("error[TM0204]"), Nothing),
     ("validate --format github", 78, Says("::error"), Nothing),
-    ("validate nowhere", 78, Nothing, Says("nowhere")),
+    ("validate nowhere", 78, Says("error[TM0006]"), Nothing),
+    ("validate nowhere --format json", 78, Json, Nothing),
     ("plan", 78, Nothing, Says("error[TM0204]")),
     ("plan --format json", 78, Nothing, Says("error[TM0204]")),
     ("apply", 78, Nothing, Says("error[TM0204]")),
     ("apply --format json", 78, Nothing, Says("error[TM0204]")),
+    ("doctor", 1, Says("1 error"), Nothing),
+    ("doctor --format json", 1, Json, Nothing),
     ("status", 0, Text, Nothing),
 ];
 
@@ -145,6 +165,7 @@ const BARE: &[Row] = &[
     ("run", 77, Nothing, Says("CAP_NET_ADMIN")),
     ("status", 77, Nothing, Says("CAP_NET_ADMIN")),
     ("down", 77, Nothing, Says("CAP_NET_ADMIN")),
+    ("snapshot", 77, Nothing, Says("CAP_NET_ADMIN")),
 ];
 
 /// Nothing of it is left.

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tunnel_mesh::model::*;
-use tunnel_mesh::topology::render::{Form, render};
-use tunnel_mesh::topology::{Diagnostic, NodeChoice, SourceFile, Topology, guard, merge, parse};
+use tunnel_mesh::topology::render::{Form, Look, render};
+use tunnel_mesh::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, Topology, diagnose, guard, merge, parse};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -46,9 +47,12 @@ fn every_case_gives_what_it_says() {
     for case in folders(&root().join("tests/cases")) {
         let sources = sources(&case);
         let choice = NodeChoice::Host("host0.example.org".to_owned());
+        let parsed: Vec<ParsedFile> = sources.iter().map(parse).collect();
+        let diagnostics = diagnose(&parsed, Some(&choice));
         let found = match topology(&sources).and_then(|t| t.compile(&choice)) {
-            Ok(desired) => serde_yaml::to_string(&desired).unwrap(),
-            Err(diagnostics) => render(&diagnostics, &sources, Form::Text, false),
+            Ok(desired) if diagnostics.is_empty() => serde_yaml::to_string(&desired).unwrap(),
+            Ok(_) => panic!("{} is right, and wrong", case.display()),
+            Err(_) => render(&diagnostics, &sources, Form::Text, Look::default()),
         };
         let expected = case.join("expected.txt");
         if std::env::var_os("UPDATE_CASES").is_some() {
@@ -61,11 +65,68 @@ fn every_case_gives_what_it_says() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Codes in a text: `TM` and four digits.
+fn codes(text: &str) -> BTreeSet<String> {
+    let found = text.match_indices("TM").filter_map(|(at, _)| text.get(at..at + 6));
+    found.filter(|code| code[2..].bytes().all(|b| b.is_ascii_digit())).map(str::to_owned).collect()
+}
+
+fn texts(under: &Path, extension: &str) -> String {
+    let entries = std::fs::read_dir(under).unwrap().map(|e| e.unwrap().path());
+    let text = |path: PathBuf| match path.is_dir() {
+        true => texts(&path, extension),
+        false if path.extension().is_some_and(|e| e == extension) => std::fs::read_to_string(&path).unwrap(),
+        false => String::new(),
+    };
+    entries.map(text).collect()
+}
+
+#[test]
+fn every_code_is_explained_and_tested() {
+    let source = codes(&texts(&root().join("src"), "rs"));
+    let page = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    assert!(source.len() > 30, "{source:?}");
+    assert_eq!(source, codes(&page), "docs/errors.md lists exactly the codes that there are");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| TM")).collect();
+    assert_eq!(rows.len(), source.len(), "one row a code");
+    let mut tested = codes(&texts(&root().join("tests/cases"), "txt"));
+    tested.extend(codes(&texts(&root().join("tests/snapshots"), "snap")));
+    tested.extend(codes(include_str!("topology.rs")));
+    assert_eq!(source.difference(&tested).collect::<Vec<_>>(), Vec::<&String>::new(), "codes that no test expects");
+}
+
+#[test]
+fn every_error_says_what_to_do() {
+    for case in folders(&root().join("tests/cases")) {
+        let parsed: Vec<ParsedFile> = sources(&case).iter().map(parse).collect();
+        for diagnostic in diagnose(&parsed, Some(&NodeChoice::Host("host0".to_owned()))) {
+            assert!(diagnostic.help.is_some(), "{}: {diagnostic:?}", case.display());
+        }
+    }
+}
+
+#[test]
+fn what_is_too_much_is_refused() {
+    let only = |text: String| {
+        let source = SourceFile { name: "t.yaml".to_owned(), text: text.into_bytes() };
+        let diagnostics = diagnose(&[parse(&source)], None);
+        assert!(diagnostics.iter().all(|d| d.help.is_some()));
+        diagnostics.into_iter().map(|d| d.code).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(only(" ".repeat((16 << 20) + 1)), ["TM0002"]);
+    let tunnels: String = (0..64).map(|n| format!("  v{n}: {{kind: vxlan, port: {}}}\n", 5000 + n)).collect();
+    assert_eq!(only(format!("version: 1\ntunnels:\n{tunnels}")), ["TM0222"]);
+    let nodes: String = (0..1025).map(|n| format!("  n{n}: 10.0.{}.{}\n", n / 250, n % 250 + 1)).collect();
+    let rest = "tunnels: {v: {kind: vxlan}}\ntenants: {t: {id: 1, bridge: b}}\n";
+    assert_eq!(only(format!("version: 1\nnodes:\n{nodes}{rest}")), ["TM0215"]);
+}
+
 #[test]
 fn every_example_is_right_on_every_node() {
     for folder in folders(&root().join("examples/topologies")) {
         let sources = sources(&folder);
-        let topology = topology(&sources).unwrap_or_else(|d| panic!("{}", render(&d, &sources, Form::Text, false)));
+        let topology =
+            topology(&sources).unwrap_or_else(|d| panic!("{}", render(&d, &sources, Form::Text, Look::default())));
         assert_eq!(topology.check(), Ok(()), "{}", folder.display());
         let mut mappings = 0;
         let nodes = topology.nodes();
@@ -218,7 +279,7 @@ proptest! {
             Ok(()) => {}
             Err(diagnostics) => {
                 for form in [Form::Text, Form::Short, Form::Github, Form::Json] {
-                    prop_assert!(!render(&diagnostics, std::slice::from_ref(&source), form, false).is_empty());
+                    prop_assert!(!render(&diagnostics, std::slice::from_ref(&source), form, Look::default()).is_empty());
                 }
             }
         }

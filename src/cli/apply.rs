@@ -1,24 +1,32 @@
-//! `apply`: one pass, by the daemon where one runs.
+//! `apply`: one pass, by the daemon where one runs. With a saved plan: exactly that plan, or nothing.
 
-use super::show::{plan_text, summary};
-use super::{Attaching, Exit, Format, Global, exit::Told, paint::Paint, print, print_json, refused, tell};
+use super::progress::watched;
+use super::show::{self, Guard, Shown, Summary, text};
+use super::{Attaching, Exit, Format, Global, exit::Told, offline, paint::Paint, print, print_json, refused, tell};
 use crate::files::accepted::Accepted;
+use crate::model::{Desired, Intent};
 use crate::reconcile::baseline::baseline;
 use crate::reconcile::control::{Answer, Request, ask};
 use crate::reconcile::instance::Lock;
 use crate::reconcile::intent::{Removals, intend, same_node};
 use crate::reconcile::live::LiveKernel;
+use crate::reconcile::meter::Meter;
+use crate::reconcile::saved::{Expected, SavedPlan, Stale};
 use crate::reconcile::{Reconciler, Report};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ApplyArgs {
     /// Carry out deletions that the guard would hold
     #[arg(long)]
     allow_deletes: bool,
+    /// Carry out exactly the plan in this file, of `plan --out`; refused when the live state has moved on since
+    #[arg(long, value_name = "FILE", conflicts_with = "allow_deletes")]
+    plan: Option<PathBuf>,
     #[command(flatten)]
     attaching: Attaching,
     /// Form of the output
@@ -26,9 +34,12 @@ pub(super) struct ApplyArgs {
     format: Format,
 }
 
+/// What `--format json` prints.
 #[derive(Debug, Serialize)]
 struct Output<'a> {
     format_version: u32,
+    /// Hash of the content of the topology files.
+    revision: &'a str,
     held: &'a BTreeSet<String>,
     #[serde(flatten)]
     report: &'a Report,
@@ -36,20 +47,40 @@ struct Output<'a> {
 
 impl ApplyArgs {
     pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
-        let request = Request::Apply { allow_deletes: self.allow_deletes };
-        if let Some(answer) = ask(&global.paths().socket(), &request).await? {
+        let saved = self.plan.as_deref().map(|path| {
+            let parsed = SavedPlan::parse(&offline::bytes(path)?);
+            parsed.map_err(|why| anyhow!("{}: {why}", path.display()))
+        });
+        let saved = saved.transpose()?;
+        let request = Request::Apply {
+            allow_deletes: saved.as_ref().map_or(self.allow_deletes, |s| s.saved.allow_deletes),
+            plan: saved.as_ref().map(SavedPlan::expected),
+        };
+        let socket = global.paths().socket();
+        let waiting = || "waiting for the daemon's pass".to_owned();
+        if let Some(answer) = watched(global, ask(&socket, &request), waiting).await? {
             return self.finish(global, answer);
         }
-        self.apply(global).await
+        match saved {
+            Some(saved) => self.carry_out(global, &saved).await,
+            None => self.apply(global).await,
+        }
     }
 
     fn finish(&self, global: &Global, answer: Answer) -> Result<Exit> {
+        if let Some(why) = answer.stale {
+            return Err(Stale(why).into());
+        }
         if let Some(error) = answer.config_error {
             tell(&error);
             return Err(Told(Exit::Invalid).into());
         }
         match (answer.report, answer.error) {
-            (Some(report), _) => self.tell(global, &report, &answer.held),
+            (Some(report), _) => {
+                // For the words only: the daemon has just stored it.
+                let accepted = Accepted::load(&global.paths().state).ok().flatten().unwrap_or_default();
+                self.tell(global, &report, &Intent { held: answer.held, ..accepted })
+            }
             (None, Some(error)) if error.contains("Operation not permitted") => {
                 tell(&format!("error: the daemon failed: {error}"));
                 Err(Told(Exit::Denied).into())
@@ -59,15 +90,23 @@ impl ApplyArgs {
         }
     }
 
+    /// Opens the kernel as the only writer.
+    async fn open(&self, global: &Global, meter: &Meter) -> Result<(Lock, LiveKernel)> {
+        let paths = global.paths();
+        let lock = Lock::take(&paths.pins)?;
+        let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        kernel.expedite(self.attaching.expedite(&paths));
+        kernel.measure(meter.clone());
+        kernel.recover().await?;
+        Ok((lock, kernel))
+    }
+
     async fn apply(&self, global: &Global) -> Result<Exit> {
         let paths = global.paths();
         let mut loader = global.loader();
         global.accept(loader.load())?;
-        let _lock = Lock::take(&paths.pins)?;
-        let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
-        let expedite = self.attaching.expedite(&paths);
-        kernel.expedite(expedite);
-        kernel.recover().await?;
+        let meter = Meter::default();
+        let (_lock, mut kernel) = self.open(global, &meter).await?;
         let accepted = baseline(&mut kernel, &paths.state).await?;
         accepted.iter().for_each(|a| loader.remember(&a.desired));
         // Again under the lock, which costs nothing: of two at a time the later reading must win.
@@ -76,29 +115,52 @@ impl ApplyArgs {
         let before = accepted.as_ref().map(|a| &a.desired);
         let intent = intend(accepted.as_ref(), new, Removals { allow: self.allow_deletes, delay: false });
         Accepted::store(&paths.state, &intent)?;
-        let report = Reconciler::new(kernel).pass(&intent.desired, before).await?;
-        for directory in [&paths.pins, &paths.state] {
-            crate::private::give_to_owner(directory)?;
-        }
-        self.tell(global, &report, &intent.held)
+        let mut reconciler = Reconciler::new(kernel);
+        reconciler.measure(meter.clone());
+        let report = watched(global, reconciler.pass(&intent.desired, before), || said(&meter)).await?;
+        self.done(global, &report, &intent)
     }
 
-    fn tell(&self, global: &Global, report: &Report, held: &BTreeSet<String>) -> Result<Exit> {
+    /// Carries a saved plan out, if it is the plan that would be made now.
+    async fn carry_out(&self, global: &Global, saved: &SavedPlan) -> Result<Exit> {
+        let paths = global.paths();
+        let meter = Meter::default();
+        let (_lock, mut kernel) = self.open(global, &meter).await?;
+        let accepted = baseline(&mut kernel, &paths.state).await?;
+        let before = accepted.as_ref().map(|a| &a.desired);
+        let intent = &saved.saved.intent;
+        let mut reconciler = Reconciler::new(kernel);
+        reconciler.measure(meter.clone());
+        let (observed, plan) = reconciler.plan(&intent.desired, before).await?;
+        let now = Expected::now(accepted.as_ref(), &intent.desired, &observed, &plan);
+        saved.expected().check(&now).map_err(|stale| {
+            let moved = saved.differences(&plan);
+            if moved.is_empty() { stale } else { Stale(format!("{} ({})", stale.0, show::list(&moved))) }
+        })?;
+        Accepted::store(&paths.state, intent)?;
+        let pass = reconciler.pass_from(Some(plan), &intent.desired, before);
+        let report = watched(global, pass, || said(&meter)).await?;
+        self.done(global, &report, intent)
+    }
+
+    fn done(&self, global: &Global, report: &Report, intent: &Intent) -> Result<Exit> {
+        let paths = global.paths();
+        for directory in [&paths.pins, &paths.state] {
+            crate::private::give_to_owner(directory).context("hand over what was made")?;
+        }
+        self.tell(global, report, intent)
+    }
+
+    fn tell(&self, global: &Global, report: &Report, intent: &Intent) -> Result<Exit> {
+        let Intent { desired, held, .. } = intent;
         match self.format {
             Format::Json => {
-                let output = Output { format_version: crate::plan::FORMAT_VERSION, held, report };
-                print_json(&output)?;
+                let revision = &desired.revision;
+                print_json(&Output { format_version: crate::plan::FORMAT_VERSION, revision, held, report })?;
             }
             Format::Text => {
                 let paint = Paint(global.colored(std::io::stdout().is_terminal()));
-                let mut text = plan_text(&report.plan, paint);
-                if report.changed {
-                    text.push_str(&format!("Applied: {}.\n", summary(&report.plan)));
-                }
-                if !held.is_empty() {
-                    text.push_str(&format!("Held: {} deletions ({}).\n", held.len(), list(held)));
-                }
-                print(&text)?;
+                print(&told(report, desired, held, paint))?;
             }
         }
         for (change, error) in &report.failures {
@@ -119,12 +181,39 @@ impl ApplyArgs {
     }
 }
 
-/// The first few names.
-pub(super) fn list(names: &BTreeSet<String>) -> String {
-    const SHOWN: usize = 10;
-    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+/// What was done, and what wasn't.
+fn told(report: &Report, desired: &Desired, held: &BTreeSet<String>, paint: Paint) -> String {
+    let guard = Guard { verdict: show::Verdict::Nothing, removed: 0, of: 0, held: held.clone() };
+    let flows = BTreeMap::new();
+    let shown =
+        Shown { node: None, desired, before: None, observed: None, plan: &report.plan, guard: &guard, flows: &flows };
+    let mut out = text::changes(&shown, paint);
+    if show::nothing(&report.plan) {
+        out.push_str("No changes.\n");
+    } else if report.converged() {
+        out.push_str(&format!("{} {}.\n", paint.green("Applied:"), Summary::of(&report.plan)));
+    } else {
+        out.push_str(&format!(
+            "{} {} operations done, {} left: {}.\n",
+            paint.yellow("Partly applied:"),
+            report.operations,
+            report.left,
+            Summary::of(&report.plan)
+        ));
     }
-    text
+    if !held.is_empty() {
+        out.push_str(&format!(
+            "{} {} deletions ({}); `tunnel-mesh apply --allow-deletes` releases them.\n",
+            paint.yellow("Held:"),
+            held.len(),
+            show::list(held)
+        ));
+    }
+    out
+}
+
+/// How far it is.
+fn said(meter: &Meter) -> String {
+    let (done, of, doing) = meter.read();
+    if of == 0 { "reading the live state".to_owned() } else { format!("{doing}: {done} of {of} operations") }
 }

@@ -1,6 +1,7 @@
 //! Exit codes, and which error means which: the one place that decides.
 
 use crate::reconcile::instance::LockHeld;
+use crate::reconcile::saved::Stale;
 use std::process::ExitCode;
 
 /// Exit codes of every command.
@@ -45,7 +46,7 @@ pub fn classify(error: &anyhow::Error) -> (Exit, Option<String>) {
     if let Some(Told(exit)) = error.downcast_ref() {
         return (*exit, None);
     }
-    if error.downcast_ref::<LockHeld>().is_some() {
+    if error.downcast_ref::<LockHeld>().is_some() || error.downcast_ref::<Stale>().is_some() {
         return (Exit::Busy, None);
     }
     let refused = |c: &(dyn std::error::Error + 'static)| {

@@ -7,22 +7,30 @@ pub mod exit;
 mod apply;
 mod doctor;
 mod down;
+mod fleet;
+mod lanes;
+mod offline;
 mod paint;
 mod plan;
+mod progress;
 mod run;
 mod show;
+mod snapshot;
 mod status;
 mod streams;
 mod validate;
 
-use crate::model::{Desired, HookKind};
+use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
-use crate::reconcile::loader::{Loader, Rejected};
+use crate::reconcile::loader::{Loader, Rejected, this_node};
+use crate::topology::NodeChoice;
+use crate::topology::render::Look;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use streams::{print, print_json, tell};
@@ -149,6 +157,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// One pass, then exit; asks the daemon where one runs
     Apply(apply::ApplyArgs),
+    /// Writes the live state down: for a plan elsewhere, or as a topology to adopt this host
+    Snapshot(snapshot::SnapshotArgs),
     /// Checks topology files, offline and without root
     Validate(validate::ValidateArgs),
     /// Shows mappings, tunnels, counters, drops and health
@@ -182,10 +192,15 @@ impl Global {
         Loader::new(self.topology.clone(), self.node.as_deref())
     }
 
+    /// Which node this is.
+    fn node_choice(&self) -> NodeChoice {
+        this_node(self.node.as_deref())
+    }
+
     /// Tells in full why a topology isn't accepted.
-    fn accept(&self, loaded: Result<Desired, Rejected>) -> Result<Desired> {
+    fn accept<T>(&self, loaded: Result<T, Rejected>) -> Result<T> {
         loaded.map_err(|rejected| {
-            tell(rejected.text(self.colored(std::io::stderr().is_terminal())).trim_end());
+            tell(rejected.text(self.look(&std::io::stderr())).trim_end());
             Told(Exit::Invalid).into()
         })
     }
@@ -204,6 +219,12 @@ impl Global {
             Color::Never => false,
             Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         }
+    }
+
+    /// How diagnostics look on that stream.
+    fn look(&self, stream: &(impl IsTerminal + AsFd)) -> Look {
+        let width = streams::width(stream);
+        Look { color: self.colored(width.is_some()), width }
     }
 
     fn log(&self) {
@@ -266,6 +287,7 @@ fn run(cli: &Cli) -> Result<Exit> {
             Command::Run(args) => args.run(&cli.global).await,
             Command::Plan(args) => args.run(&cli.global).await,
             Command::Apply(args) => args.run(&cli.global).await,
+            Command::Snapshot(args) => args.run(&cli.global).await,
             Command::Status(args) => args.run(&cli.global).await,
             Command::Doctor(args) => args.run(&cli.global).await,
             Command::Down(args) => args.run(&cli.global).await,

@@ -4,7 +4,8 @@
 //! truth.
 
 use anyhow::{Context, Result};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 /// Writes data to stdout in one go.
 pub(super) fn print(text: &str) -> Result<()> {
@@ -25,4 +26,13 @@ pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
 /// Writes a line to stderr. Where nobody listens, nothing is lost that somebody wanted to hear.
 pub(super) fn tell(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// Columns of the terminal that a stream goes to; `None` where it is none. One that doesn't tell has 80.
+pub(super) fn width(stream: &(impl IsTerminal + AsFd)) -> Option<usize> {
+    const USUAL: usize = 80;
+    stream.is_terminal().then(|| match rustix::termios::tcgetwinsize(stream) {
+        Ok(size) if size.ws_col > 0 => size.ws_col.into(),
+        _ => USUAL,
+    })
 }

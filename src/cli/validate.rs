@@ -1,11 +1,12 @@
 //! `validate`: checks topology files, offline and without root.
 
-use super::{Exit, Global, print, tell};
+use super::{Exit, Global, print};
 use crate::files::read;
 use crate::topology::render::{Form, render};
-use crate::topology::{NodeChoice, SourceFile, merge, parse};
+use crate::topology::{NodeChoice, ParsedFile, SourceFile, diagnose, parse};
 use anyhow::{Context, Result};
-use std::io::{IsTerminal, Read};
+use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -29,54 +30,68 @@ enum Format {
 impl ValidateArgs {
     pub(super) fn run(&self, global: &Global) -> Result<Exit> {
         let paths = if self.paths.is_empty() { &global.topology } else { &self.paths };
-        let sources = match gather(paths) {
-            Ok(sources) => sources,
-            Err(error) => {
-                // What can't be read can't be in force: the same code as what is wrong.
-                tell(&format!("error: {error:#}"));
-                return Ok(Exit::Invalid);
-            }
-        };
-        let parsed: Vec<_> = sources.iter().map(parse).collect();
-        let checked = merge(&parsed).and_then(|topology| match &global.node {
-            Some(node) => topology.compile(&NodeChoice::Named(node.clone())).map(drop),
-            None => topology.check(),
-        });
-        let diagnostics = checked.err().unwrap_or_default();
+        let (sources, unreadable) = gather(paths);
+        let mut parsed: Vec<_> = sources.iter().map(parse).collect();
+        parsed.extend(unreadable.into_iter().map(|(path, error)| ParsedFile::unreadable(&path, &error)));
+        let node = global.node.clone().map(NodeChoice::Named);
+        let diagnostics = diagnose(&parsed, node.as_ref());
         let form = match self.format {
             Format::Text => Form::Text,
             Format::Json => Form::Json,
             Format::Short => Form::Short,
             Format::Github => Form::Github,
         };
-        let color = global.colored(std::io::stdout().is_terminal());
-        let mut text = render(&diagnostics, &sources, form, color);
+        let mut text = render(&diagnostics, &sources, form, global.look(&std::io::stdout()));
         if form == Form::Text {
-            let files = if sources.len() == 1 { "1 file".to_owned() } else { format!("{} files", sources.len()) };
-            match diagnostics.len() {
-                0 => text.push_str(&format!("{files}: valid.\n")),
-                1 => text.push_str(&format!("{files}: 1 error.\n")),
-                n => text.push_str(&format!("{files}: {n} errors.\n")),
-            }
+            let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let verdict = match diagnostics.len() {
+                0 => "valid".to_owned(),
+                n => count(n, "error"),
+            };
+            text.push_str(&format!("{}: {verdict}.\n", count(sources.len(), "file")));
         }
         print(&text)?;
         Ok(if diagnostics.is_empty() { Exit::Done } else { Exit::Invalid })
     }
 }
 
-fn gather(paths: &[PathBuf]) -> Result<Vec<SourceFile>> {
-    let mut out = Vec::new();
-    let (standard, named): (Vec<&PathBuf>, Vec<&PathBuf>) = paths.iter().partition(|p| p.as_path() == Path::new("-"));
+/// The files of these paths, each once, and what can't be read, with the reason.
+fn gather(paths: &[PathBuf]) -> (Vec<SourceFile>, Vec<(String, String)>) {
+    let (mut sources, mut unreadable) = (Vec::new(), Vec::new());
+    let (standard, named): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|p| p == Path::new("-"));
     if !standard.is_empty() {
-        let mut text = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut text).context("read standard input")?;
-        out.push(SourceFile { name: "<stdin>".to_owned(), text });
-    }
-    if !named.is_empty() {
-        let named: Vec<PathBuf> = named.into_iter().cloned().collect();
-        for (path, _) in read::list(&named)? {
-            out.push(read::read(&path)?.0);
+        match standard_input() {
+            Ok(source) => sources.push(source),
+            Err(error) => unreadable.push(("<stdin>".to_owned(), format!("{error:#}"))),
         }
     }
-    Ok(out)
+    let mut files = BTreeSet::new();
+    match read::list(&named) {
+        _ if named.is_empty() => {}
+        Ok(listing) => files.extend(listing.into_iter().map(|(file, _)| file)),
+        // One by one: every error at once.
+        Err(_) => {
+            for path in named {
+                match read::list(std::slice::from_ref(&path)) {
+                    Ok(listing) => files.extend(listing.into_iter().map(|(file, _)| file)),
+                    Err(error) => unreadable.push((path.display().to_string(), format!("{error:#}"))),
+                }
+            }
+        }
+    }
+    for file in files {
+        match read::read(&file) {
+            Ok((source, _)) => sources.push(source),
+            Err(error) => unreadable.push((file.display().to_string(), format!("{error:#}"))),
+        }
+    }
+    (sources, unreadable)
+}
+
+fn standard_input() -> Result<SourceFile> {
+    let mut text = Vec::new();
+    // One byte more than a file may have, so that a longer one is refused.
+    let most = crate::topology::SIZE_MAX as u64 + 1;
+    std::io::stdin().lock().take(most).read_to_end(&mut text).context("read standard input")?;
+    Ok(SourceFile { name: "<stdin>".to_owned(), text })
 }

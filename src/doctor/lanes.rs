@@ -33,7 +33,8 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     for ((why, way), mappings) in &chosen {
         // Nobody needs to be told of what the files say, or of what there is no fast lane for.
         if !matches!(why.code.as_ref(), "fast-off" | "kind") {
-            let what = format!("{}: {way} by the tunnel device, not the fast lane: {}", few(mappings.clone()), why.what);
+            let what =
+                format!("{}: {way} by the tunnel device, not the fast lane: {}", few(mappings.clone()), why.what);
             out.note(&why.code, None, what, remedy(&why.code));
         }
     }

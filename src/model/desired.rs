@@ -1,6 +1,7 @@
 //! What the topology files ask of one node.
 
 use super::{Attach, Name, Origin, OuterField, TunnelKey, TunnelKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -69,7 +70,7 @@ impl Local {
 }
 
 /// Which lane the packets of a tunnel take.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Fast {
     /// The daemon decides.
@@ -110,6 +111,13 @@ pub struct Tunnel {
     pub fast: Fast,
     /// Where it was declared.
     pub origin: Origin,
+}
+
+impl Tunnel {
+    /// Outer checksum of what is sent to a remote: what the files say, else the kernel's own habit for family and kind.
+    pub fn checksum_for(&self, remote: IpAddr) -> bool {
+        self.checksum.unwrap_or(remote.is_ipv6() && self.kind != TunnelKind::Gretap)
+    }
 }
 
 /// A bridge that a tenant's generated ports join. Made if missing.

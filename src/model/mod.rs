@@ -10,6 +10,7 @@ mod device;
 mod name;
 mod observed;
 mod prefix;
+mod snapshot;
 mod underlay;
 
 pub use chain::*;
@@ -19,8 +20,10 @@ pub use device::*;
 pub use name::Name;
 pub use observed::*;
 pub use prefix::Prefix;
+pub use snapshot::*;
 pub use underlay::*;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -42,7 +45,7 @@ pub const SLOT_LIMIT: u32 = 1 << 28;
 pub const BRIDGE_PORTS_MAX: usize = 1023;
 
 /// Encapsulation of a tunnel device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TunnelKind {
     /// VXLAN, RFC 7348.
@@ -96,7 +99,7 @@ impl fmt::Display for TunnelKind {
 }
 
 /// How a mapping's interface is attached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
     /// A bridge port, or what stands in for one: TC egress; decapsulated packets arrive as if received on it.

@@ -3,7 +3,7 @@
 use super::lanes::Lanes;
 use super::live::{ByKey, Links, Live};
 use super::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Stages of a plan, in the order of execution. See the module for why this order is safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,7 +106,8 @@ impl<'a> Builder<'a> {
 
     /// Adds an operation that belongs to the change with that address.
     pub(super) fn operation(&mut self, phase: Phase, change: &str, step: Step) {
-        self.operations.push((phase, Operation { change: change.to_owned(), step }));
+        let slot = step.slot();
+        self.operations.push((phase, Operation { change: change.to_owned(), slot, step }));
     }
 
     /// The change with that address, made by `new` the first time.
@@ -147,7 +148,7 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn problem(&mut self, address: &str, what: String) {
-        self.problems.push(Problem { address: address.to_owned(), what });
+        self.problems.push(Problem { address: address.to_owned(), what, origin: None });
     }
 
     /// Whether the files said the same of that tunnel before.
@@ -164,7 +165,43 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Says of attachments and devices whose slot they are about: that of their mapping or tunnel.
+    fn number(&mut self) {
+        let open = |(_, o): &(Phase, Operation)| o.slot.is_none() && o.change != DATA_PLANE;
+        if !self.operations.iter().any(open) {
+            return;
+        }
+        let mut slots: HashMap<String, u32> = HashMap::new();
+        for (_, operation) in &self.operations {
+            if let Some(slot) = operation.slot {
+                slots.entry(operation.change.clone()).or_insert(slot);
+            }
+        }
+        slots.extend(self.tunnels.iter().map(|(name, tunnel)| ((*name).to_owned(), tunnel.index)));
+        slots.extend(self.mappings.iter().map(|planned| (planned.mapping.address(), planned.slot)));
+        for (_, operation) in self.operations.iter_mut().filter(|o| open(o)) {
+            operation.slot = slots.get(&operation.change).copied();
+        }
+    }
+
+    /// Says of problems where the files name what they are about.
+    fn place_problems(&mut self) {
+        let desired = self.input.desired;
+        for problem in &mut self.problems {
+            let tunnel = || desired.tunnels.get(&problem.address).map(|t| &t.origin);
+            let bridge = || desired.bridges.get(&problem.address).map(|b| &b.origin);
+            let mapping = || {
+                let interface = problem.address.rsplit('/').next().unwrap_or_default();
+                let mapping = desired.mappings.get(interface);
+                mapping.filter(|m| m.address() == problem.address).map(|m| &m.origin)
+            };
+            problem.origin = mapping().or_else(tunnel).or_else(bridge).cloned();
+        }
+    }
+
     fn finish(mut self) -> Plan {
+        self.number();
+        self.place_problems();
         self.operations.sort_by_key(|(phase, _)| *phase);
         self.pending.sort_by(|a, b| a.address.cmp(&b.address));
         Plan {

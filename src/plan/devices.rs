@@ -16,7 +16,7 @@ fn is_ours(b: &Builder<'_>, link: &Link) -> bool {
 }
 
 /// The smallest MTU of the links that carry the tunnel's source addresses, less what the encapsulation takes.
-fn tunnel_mtu(observed: &Observed, tunnel: &Tunnel) -> u32 {
+pub fn tunnel_mtu(observed: &Observed, tunnel: &Tunnel) -> u32 {
     if let Some(mtu) = tunnel.mtu {
         return mtu;
     }
@@ -230,7 +230,12 @@ pub(super) fn bridges_and_ports(b: &mut Builder<'_>) {
 }
 
 fn pending(b: &mut Builder<'_>, mapping: &Mapping, why: String) {
-    b.pending.push(Pending { address: mapping.address(), interface: mapping.interface.to_string(), why });
+    b.pending.push(Pending {
+        address: mapping.address(),
+        interface: mapping.interface.to_string(),
+        why,
+        origin: Some(mapping.origin.clone()),
+    });
 }
 
 fn existing_interface(b: &mut Builder<'_>, mapping: &Mapping) -> Option<LinkRef> {

@@ -306,7 +306,7 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) -> Option<usi
         ttl: tunnel.ttl,
         tos: tunnel.tos,
         df: tunnel.df,
-        checksum: checksum(tunnel, mapping.key.remote.is_ipv6()),
+        checksum: tunnel.checksum_for(mapping.key.remote),
         fast: p.fast,
         valid: true,
     };
@@ -370,11 +370,6 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) -> Option<usi
         b.operation(Phase::Send, &address, step);
     }
     place
-}
-
-/// Outer checksum: what the files say, else the kernel's own habit for the family and kind.
-fn checksum(tunnel: &Tunnel, ipv6: bool) -> bool {
-    tunnel.checksum.unwrap_or(ipv6 && tunnel.kind != TunnelKind::Gretap)
 }
 
 fn reason_for(b: &Builder<'_>, p: &PlannedMapping<'_>, live_if: bool) -> Reason {

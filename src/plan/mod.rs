@@ -18,13 +18,17 @@
 //! before a growth, say) is replaced or detached: it would go on by a topology that nobody remembers.
 
 mod builder;
+pub mod declared;
 mod devices;
+mod fingerprint;
 mod hooks;
 pub mod lanes;
 #[cfg(test)]
 mod lanes_tests;
 mod live;
 mod mappings;
+pub mod mesh;
+mod operation;
 mod slots;
 mod views;
 
@@ -33,6 +37,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 pub use builder::plan;
+pub use devices::tunnel_mtu;
+pub use fingerprint::fingerprint;
 
 /// Version of the plan's JSON.
 pub const FORMAT_VERSION: u32 = 1;
@@ -175,6 +181,9 @@ pub struct Pending {
     pub interface: String,
     /// Why, and what to do.
     pub why: String,
+    /// Where the files say so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub origin: Option<Origin>,
 }
 
 /// A device that isn't as the files say and that isn't ours to repair.
@@ -184,6 +193,9 @@ pub struct Problem {
     pub address: String,
     /// What is wrong, and what to do.
     pub what: String,
+    /// Where the files name it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub origin: Option<Origin>,
 }
 
 /// A link by name; its index is known unless this very plan makes the link.
@@ -223,13 +235,14 @@ impl std::fmt::Display for LinkRef {
     }
 }
 
-/// One step of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One step of a plan. In JSON it is one object: `change`, `slot`, `op` and what that needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
     /// Address of the change it belongs to.
     pub change: String,
+    /// Slot of the mapping, or index of the tunnel, that it is about; `None` for the maps and programs as a whole.
+    pub slot: Option<u32>,
     /// What is done.
-    #[serde(flatten)]
     pub step: Step,
 }
 

@@ -94,6 +94,35 @@ impl<D: Disk> Acceptance<D> {
         Some(Prepared { before: self.intent.clone(), intent: self.known(intent) })
     }
 
+    /// Works out what the directories mean for somebody who asked, whether they changed or not. To be followed by
+    /// [`Self::accept_prepared`] or [`Self::let_be`].
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be accepted; the next look at the directories finds the same.
+    pub fn prepare_asked(&mut self, allow_deletes: bool) -> Result<Prepared, String> {
+        self.read_ahead = true;
+        let loaded = self.loader.load().map_err(|rejected| rejected.to_string());
+        let new = loaded.and_then(|new| same_node(self.intent.as_deref(), &new, allow_deletes).map(|()| new));
+        match new {
+            Ok(new) => {
+                let removals = Cause::Asked { allow_deletes }.removals(true);
+                let intent = intend(self.intent.as_deref(), new, removals);
+                Ok(Prepared { before: self.intent.clone(), intent: self.known(intent) })
+            }
+            Err(why) => {
+                self.let_be();
+                Err(why)
+            }
+        }
+    }
+
+    /// Nothing comes of what was prepared: the directories are read anew when they are next looked at.
+    pub fn let_be(&mut self) {
+        self.read_ahead = false;
+        self.loader.look_anew();
+    }
+
     /// Takes over what was prepared, if the files and what is in force are still what they were. Returns whether it did.
     pub fn accept_prepared(&mut self, prepared: &Prepared) -> bool {
         let same = match (&self.intent, &prepared.before) {

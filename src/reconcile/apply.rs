@@ -6,6 +6,7 @@
 //! on with what it knows, however far the topology moves on.
 
 use super::kernel::{Batch, Hook, Kernel};
+use super::meter::Meter;
 use crate::model::*;
 use crate::plan::{DATA_PLANE, LinkEdit, LinkRef, Operation, Plan, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,11 +45,18 @@ struct Run {
 
 /// Carries out the operations in order.
 pub async fn apply<K: Kernel>(kernel: &mut K, plan: &Plan) -> Applied {
+    apply_measured(kernel, plan, &Meter::default()).await
+}
+
+/// As [`apply`], for somebody who watches the meter.
+pub async fn apply_measured<K: Kernel>(kernel: &mut K, plan: &Plan, meter: &Meter) -> Applied {
+    meter.begin(plan.operations.len());
     let mut run = Run { made: BTreeMap::new(), frozen: BTreeSet::new(), applied: Applied::default() };
     let mut rest = plan.operations.as_slice();
     while !rest.is_empty() {
         let length = run_length(rest);
         let (group, tail) = rest.split_at(length);
+        meter.reach(plan.operations.len() - rest.len(), group.first().map_or("", |o| doing(&o.step)));
         rest = tail;
         if !execute_group(kernel, &mut run, group, rest).await {
             tracing::warn!(left = rest.len(), "the rest of the plan waits for the next pass");
@@ -56,6 +64,19 @@ pub async fn apply<K: Kernel>(kernel: &mut K, plan: &Plan) -> Applied {
         }
     }
     run.applied
+}
+
+/// What an operation does, for people.
+fn doing(step: &Step) -> &'static str {
+    match step {
+        Step::CreateMaps { .. } | Step::GrowMaps { .. } => "making maps",
+        Step::LoadProgram { .. } | Step::UnloadProgram { .. } => "loading programs",
+        Step::CreateLink { .. } | Step::ChangeLink { .. } => "making devices",
+        Step::DeleteLink { .. } => "deleting devices",
+        Step::Attach { .. } => "attaching programs",
+        Step::Detach { .. } => "detaching programs",
+        _ => "writing maps",
+    }
 }
 
 /// How many of the next operations go into one batch.

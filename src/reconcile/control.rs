@@ -3,6 +3,7 @@
 //! A unix socket in the run directory with mode 0600; only the daemon's user (and root) can use it.
 
 use super::Report;
+use super::saved::Expected;
 use super::status::Status;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub enum Request {
     Apply {
         /// Release held deletions.
         allow_deletes: bool,
+        /// Only if that is the plan.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        plan: Option<Expected>,
     },
     /// Tell the status.
     Status,
@@ -52,6 +56,9 @@ pub struct Answer {
     /// Why the topology was not accepted.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub config_error: Option<String>,
+    /// Why the plan that was to be applied isn't the one that would be made now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stale: Option<String>,
     /// Why the request failed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<String>,

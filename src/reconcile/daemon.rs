@@ -316,7 +316,12 @@ impl Daemon {
     }
 
     /// Brings what was just accepted into force, and puts it on disk.
-    async fn accepted(&mut self, ahead: Option<Plan>, before: Option<Arc<Intent>>, removes: bool) -> Option<Report> {
+    pub(super) async fn accepted(
+        &mut self,
+        ahead: Option<Plan>,
+        before: Option<Arc<Intent>>,
+        removes: bool,
+    ) -> Option<Report> {
         let intent = self.acceptance.shared_intent()?;
         if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, &intent)) {
             return self.pass_from(ahead, Some(&intent.desired)).await;
@@ -396,7 +401,7 @@ impl Daemon {
 }
 
 /// Whether a mapping goes.
-fn removes(before: &Intent, after: &Intent) -> bool {
+pub(super) fn removes(before: &Intent, after: &Intent) -> bool {
     before.desired.mappings_not_in(&after.desired).next().is_some()
 }
 

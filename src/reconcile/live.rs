@@ -2,6 +2,7 @@
 
 use super::expedite::Expedite;
 use super::kernel::{Batch, Hook, Kernel, Outcome};
+use super::meter::Meter;
 use super::status::{Traffic, UnknownKey as SeenKey};
 use crate::bpf::Dataplane;
 use crate::model::*;
@@ -34,6 +35,8 @@ pub struct LiveKernel {
     counting: bool,
     /// Held by the thread that attaches.
     attaching: Arc<Mutex<()>>,
+    /// Told of each attachment, which takes long.
+    meter: Meter,
 }
 
 /// What is around the maps.
@@ -105,6 +108,7 @@ impl LiveKernel {
             told: false,
             counting: false,
             attaching: Arc::default(),
+            meter: Meter::default(),
         };
         kernel.check_namespace()?;
         Ok(kernel)
@@ -117,6 +121,11 @@ impl LiveKernel {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Tells that meter of each attachment.
+    pub fn measure(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     /// Shortens grace periods while many programs are attached for the first time.
@@ -346,11 +355,13 @@ impl LiveKernel {
         let abandoned = Arc::new(AtomicBool::new(false));
         let _abandon = Abandon(Arc::clone(&abandoned));
         let (attacher, attaching) = (self.dataplane.attacher(), Arc::clone(&self.attaching));
+        let meter = self.meter.clone();
         let attach = move || {
             let _attaching = attaching.lock().unwrap_or_else(PoisonError::into_inner);
             let wanted = hooks.iter().take_while(|_| !abandoned.load(Ordering::Relaxed));
             let attached = wanted.map(|(place, h)| {
                 let attached = attacher.attach(h.program, h.ifindex, h.direction);
+                meter.step();
                 (*place, attached.with_context(|| describe(h)))
             });
             attached.filter_map(|(place, attached)| Some((place, attached.err()?))).collect()

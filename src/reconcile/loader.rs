@@ -2,8 +2,8 @@
 
 use crate::files::read::{Disk, Files, Listing, Stamp};
 use crate::model::Desired;
-use crate::topology::render::{Form, render};
-use crate::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, merge, parse};
+use crate::topology::render::{Form, Look, render};
+use crate::topology::{Diagnostic, NodeChoice, ParsedFile, SourceFile, diagnose, merge, parse};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ impl fmt::Display for Rejected {
         match self {
             Self::Unreadable(error) => write!(f, "{error:#}"),
             Self::Invalid { diagnostics, sources } => {
-                f.write_str(render(diagnostics, sources, Form::Short, false).trim_end())
+                f.write_str(render(diagnostics, sources, Form::Short, Look::default()).trim_end())
             }
         }
     }
@@ -63,15 +63,23 @@ impl fmt::Display for Rejected {
 
 impl Rejected {
     /// As a person wants to read it: with source lines.
-    pub fn text(&self, color: bool) -> String {
+    pub fn text(&self, look: Look) -> String {
         match self {
             Self::Unreadable(error) => format!("error: {error:#}\n"),
             Self::Invalid { diagnostics, sources } => {
                 let count = diagnostics.len();
                 let noun = if count == 1 { "error" } else { "errors" };
-                render(diagnostics, sources, Form::Text, color) + &format!("{count} {noun} in the topology.\n")
+                render(diagnostics, sources, Form::Text, look) + &format!("{count} {noun} in the topology.\n")
             }
         }
+    }
+}
+
+/// Which node this host is: the one named or, without a name, the one that the host name says.
+pub fn this_node(named: Option<&str>) -> NodeChoice {
+    match named {
+        Some(name) => NodeChoice::Named(name.to_owned()),
+        None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
     }
 }
 
@@ -85,14 +93,10 @@ impl Loader {
 impl<D: Disk> Loader<D> {
     /// As [`Loader::new`], from somewhere else.
     pub fn with_disk(disk: D, paths: Vec<PathBuf>, node: Option<&str>) -> Self {
-        let node = match node {
-            Some(name) => NodeChoice::Named(name.to_owned()),
-            None => NodeChoice::Host(rustix::system::uname().nodename().to_string_lossy().into_owned()),
-        };
         Self {
             disk,
             paths,
-            node,
+            node: this_node(node),
             cache: Vec::new(),
             seen: None,
             fresh: Vec::new(),
@@ -135,6 +139,11 @@ impl<D: Disk> Loader<D> {
             }
         }
         true
+    }
+
+    /// Forgets what the last look found: the next one finds a change.
+    pub fn look_anew(&mut self) {
+        self.seen = None;
     }
 
     /// Whether that is what the last look found.
@@ -208,8 +217,8 @@ impl<D: Disk> Loader<D> {
             let sources: Vec<SourceFile> =
                 listing.iter().filter_map(|(path, _)| self.disk.read(path).ok()).map(|(file, _)| file).collect();
             let parsed: Vec<ParsedFile> = sources.iter().map(parse).collect();
-            let again = merge(&parsed).and_then(|topology| topology.compile(&self.node));
-            Rejected::Invalid { diagnostics: again.err().unwrap_or(diagnostics), sources }
+            let again = diagnose(&parsed, Some(&self.node));
+            Rejected::Invalid { diagnostics: if again.is_empty() { diagnostics } else { again }, sources }
         })?;
         self.remember(&accepted);
         Ok(accepted)

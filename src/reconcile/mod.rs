@@ -11,13 +11,16 @@ pub mod control;
 pub mod daemon;
 mod doors;
 pub mod expedite;
+pub mod flow;
 pub mod hold;
 pub mod instance;
 pub mod intent;
 pub mod kernel;
 pub mod live;
 pub mod loader;
+pub mod meter;
 pub mod progress;
+pub mod saved;
 mod serve;
 pub mod status;
 pub mod tell;
@@ -26,6 +29,7 @@ use crate::model::{Desired, Observed};
 use crate::plan::{self, Input, Plan};
 use anyhow::{Context, Result};
 use kernel::Kernel;
+use meter::Meter;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -61,12 +65,18 @@ pub struct Reconciler<K> {
     was_pending: BTreeSet<String>,
     /// Whether slots may have been released since the last grace period; true at first, for what ran before us.
     released: bool,
+    meter: Meter,
 }
 
 impl<K: Kernel> Reconciler<K> {
     /// Takes a kernel over.
     pub fn new(kernel: K) -> Self {
-        Self { kernel, was_pending: BTreeSet::new(), released: true }
+        Self { kernel, was_pending: BTreeSet::new(), released: true, meter: Meter::default() }
+    }
+
+    /// Tells that meter how far a pass is.
+    pub fn measure(&mut self, meter: Meter) {
+        self.meter = meter;
     }
 
     /// The kernel.
@@ -138,7 +148,7 @@ impl<K: Kernel> Reconciler<K> {
                 self.kernel.grace_period().await.context("wait for an RCU grace period")?;
                 self.released = false;
             }
-            let applied = apply::apply(&mut self.kernel, &plan).await;
+            let applied = apply::apply_measured(&mut self.kernel, &plan, &self.meter).await;
             self.released |= applied.released;
             report.operations += applied.done;
             report.changed |= applied.done > 0;
@@ -161,15 +171,4 @@ pub fn is_gone(error: &anyhow::Error) -> bool {
 /// Whether the kernel refused for want of privilege.
 pub fn is_denied(error: &anyhow::Error) -> bool {
     crate::netlink::is_denied(error) || crate::bpf::is_privilege_missing(error)
-}
-
-/// Fingerprint of what a live state means for a plan: everything but counters. The first 16 hex digits of a SHA-256.
-pub fn fingerprint(observed: &Observed) -> String {
-    use sha2::{Digest, Sha256};
-    let mut quiet = observed.clone();
-    for link in &mut quiet.links {
-        link.dropped = (0, 0);
-    }
-    let digest = Sha256::digest(serde_json::to_vec(&quiet).unwrap_or_default());
-    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }

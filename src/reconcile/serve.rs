@@ -2,9 +2,10 @@
 
 use super::Report;
 use super::control::{Answer, Client, Request};
-use super::daemon::Daemon;
+use super::daemon::{Daemon, removes};
 use super::doors::Knock;
 use super::intent::Cause;
+use super::saved::Expected;
 use super::tell::{read_status, status_answer, status_meanwhile, with_health};
 use crate::model::{Desired, Intent};
 use crate::plan::Plan;
@@ -75,8 +76,9 @@ impl Daemon {
 
     /// Serves one client. Returns whether the daemon is to end.
     pub(super) async fn serve(&mut self, client: Client) -> bool {
-        let (answer, end) = match client.request {
-            Request::Apply { allow_deletes } => (self.serve_apply(allow_deletes).await, false),
+        let (answer, end) = match &client.request {
+            Request::Apply { allow_deletes, plan: None } => (self.serve_apply(*allow_deletes).await, false),
+            Request::Apply { allow_deletes, plan: Some(plan) } => (self.serve_plan(*allow_deletes, plan).await, false),
             Request::Status => (self.serve_status().await, false),
             Request::Down => match self.reconciler.kernel().remove_everything().await {
                 Ok(failures) if failures.is_empty() => (Answer::default(), true),
@@ -109,6 +111,40 @@ impl Daemon {
         }
         let error = report.is_none().then(|| self.progress.errors.join("\n"));
         Answer { report, held, error, ..Answer::default() }
+    }
+
+    /// A pass, if its plan is the one that was asked for. The daemon reads the files itself: a plan of other files, which
+    /// the next pass would undo, is no plan for it.
+    async fn serve_plan(&mut self, allow_deletes: bool, asked: &Expected) -> Answer {
+        self.reconciler.kernel().look_anew();
+        let prepared = match self.acceptance.prepare_asked(allow_deletes) {
+            Ok(prepared) => prepared,
+            Err(config_error) => return Answer { config_error: Some(config_error), ..Answer::default() },
+        };
+        let before = prepared.before.clone();
+        let known = before.as_ref().map(|b| &b.desired);
+        let planned = self.reconciler.plan(&prepared.intent.desired, known).await;
+        let (observed, plan) = match planned {
+            Ok(planned) => planned,
+            Err(error) => {
+                self.acceptance.let_be();
+                return Answer { error: Some(format!("{error:#}")), ..Answer::default() };
+            }
+        };
+        let now = Expected::now(before.as_deref(), &prepared.intent.desired, &observed, &plan);
+        let checked = asked.check(&now).map_err(|stale| stale.0);
+        let accepted = checked.and_then(|()| {
+            let accepted = self.acceptance.accept_prepared(&prepared);
+            accepted.then_some(()).ok_or_else(|| "the files were changed this very moment".to_owned())
+        });
+        if let Err(why) = accepted {
+            self.acceptance.let_be();
+            return Answer { stale: Some(why), ..Answer::default() };
+        }
+        let removes = before.as_deref().is_some_and(|before| removes(before, &prepared.intent));
+        let report = self.accepted(Some(plan), before, removes).await;
+        let error = report.is_none().then(|| self.progress.errors.join("\n"));
+        Answer { report, held: prepared.intent.held.clone(), error, ..Answer::default() }
     }
 
     async fn serve_status(&mut self) -> Answer {

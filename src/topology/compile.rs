@@ -1,7 +1,9 @@
 //! One topology to the desired state of one node, with everything that is wrong with its meaning.
 
-use super::diagnostic::{Diagnostic, nearest};
-use super::document::{Addresses, MappingDoc, MemberDoc, Members, TenantDoc, TunnelDoc};
+use super::check::RENAME;
+use super::diagnostic::{Diagnostic, Place, nearest};
+use super::document::{Addresses, MappingDoc, TenantDoc};
+use super::doubt::in_order;
 use super::merge::{Placed, Topology, hex};
 use crate::model::*;
 use sha2::{Digest, Sha256};
@@ -20,8 +22,8 @@ pub enum NodeChoice {
     Unknown,
 }
 
-struct Compiler<'a> {
-    topology: &'a Topology,
+pub(super) struct Compiler<'a> {
+    pub(super) topology: &'a Topology,
     errors: Vec<Diagnostic>,
     /// Whether the low-level mappings are checked for no host in particular.
     any_host: bool,
@@ -50,7 +52,7 @@ impl Topology {
         if let Some((name, _)) = found {
             return Ok(Some(name.clone()));
         }
-        let Some(tenant) = self.tenants.values().next() else { return Ok(None) };
+        let Some(tenant) = self.tenants.values().next().filter(|_| !self.doubt.any_node()) else { return Ok(None) };
         let (asked, how) = match choice {
             NodeChoice::Named(name) => (name.as_str(), "--node names a node that isn't declared"),
             NodeChoice::Host(name) => (name.as_str(), "no node has the name of this host"),
@@ -102,321 +104,31 @@ impl Topology {
 }
 
 impl<'a> Compiler<'a> {
-    fn finish(mut self, desired: Desired) -> Result<Desired, Vec<Diagnostic>> {
+    fn finish(self, desired: Desired) -> Result<Desired, Vec<Diagnostic>> {
         if self.errors.is_empty() {
             return Ok(desired);
         }
-        self.errors.sort_by(|a, b| (&a.place, &a.code, &a.message).cmp(&(&b.place, &b.code, &b.message)));
-        self.errors.dedup();
-        Err(self.errors)
+        Err(in_order(self.errors))
     }
 
-    fn error(&mut self, diagnostic: Diagnostic) {
+    /// How many errors there are by now.
+    pub(super) fn count(&self) -> usize {
+        self.errors.len()
+    }
+
+    pub(super) fn error(&mut self, diagnostic: Diagnostic) {
         self.errors.push(diagnostic);
     }
 
-    /// What is wrong whichever node this is.
-    fn check_whole(&mut self) {
-        let topology = self.topology;
-        for (name, tunnel) in &topology.tunnels {
-            self.check_tunnel(name, tunnel);
-        }
-        if topology.tunnels.len() >= TUNNEL_INDEXES as usize
-            && let Some(tunnel) = topology.tunnels.values().last()
-        {
-            let message = format!(
-                "{} tunnels are declared; at most {} exist at once",
-                topology.tunnels.len(),
-                TUNNEL_INDEXES - 1
-            );
-            self.error(Diagnostic::new("TM0222", tunnel.place(), message));
-        }
-        self.check_ports();
-        let mut owners: BTreeMap<IpAddr, (&str, &Placed<Addresses>)> = BTreeMap::new();
-        for (name, node) in &topology.nodes {
-            if name.is_empty() || name.contains('/') || name.contains(char::is_whitespace) {
-                let message = format!("node name `{name}` is empty or holds a slash or a space");
-                self.error(Diagnostic::new("TM0212", node.place(), message));
-            }
-            self.check_families(node, node.value.as_slice(), &format!("node `{name}`"), &[]);
-            for address in node.value.as_slice() {
-                self.check_unicast(*address, || node.place());
-                if let Some((other, place)) = owners.insert(*address, (name, node)) {
-                    let message = format!("nodes `{other}` and `{name}` have the same address {address}");
-                    let diagnostic = Diagnostic::new("TM0221", node.place(), message).label("this node");
-                    self.error(diagnostic.related(place.place(), "and this one"));
-                }
-            }
-        }
-        let mut ids: BTreeMap<(String, u32), (&str, &Placed<TenantDoc>)> = BTreeMap::new();
-        let mut bridges: BTreeMap<&str, (&str, &Placed<TenantDoc>)> = BTreeMap::new();
-        for (name, tenant) in &topology.tenants {
-            self.check_tenant(name, tenant);
-            if let Some(tunnel) = self.tunnel_of(tenant.value.tunnel.as_deref(), tenant, "tenant")
-                && let Some((other, first)) = ids.insert((tunnel.to_owned(), tenant.value.id), (name, tenant))
-            {
-                let message =
-                    format!("tenants `{other}` and `{name}` share id {} on tunnel `{tunnel}`", tenant.value.id);
-                let diagnostic = Diagnostic::new("TM0209", tenant.field(&["id"]), message).label("used again here");
-                self.error(
-                    diagnostic
-                        .related(first.field(&["id"]), "first used here")
-                        .help("give each tenant of a tunnel an id of its own"),
-                );
-            }
-            if let Some(bridge) = &tenant.value.bridge
-                && let Some((other, first)) = bridges.insert(bridge, (name, tenant))
-            {
-                let message =
-                    format!("tenants `{other}` and `{name}` share the bridge `{bridge}`: their traffic would mix");
-                let diagnostic = Diagnostic::new("TM0216", tenant.field(&["bridge"]), message).label("used again here");
-                self.error(diagnostic.related(first.field(&["bridge"]), "first used here"));
-            }
-        }
-    }
-
-    fn check_tunnel(&mut self, name: &str, tunnel: &Placed<TunnelDoc>) {
-        self.check_interface(name, || tunnel.place(), "tunnel");
-        let doc = &tunnel.value;
-        if let Some(local) = &doc.local {
-            self.check_families(tunnel, local.as_slice(), &format!("tunnel `{name}`"), &["local"]);
-            for address in local.as_slice() {
-                self.check_unicast(*address, || tunnel.field(&["local"]));
-            }
-        }
-        if doc.kind == TunnelKind::Gretap {
-            if doc.port.is_some() {
-                let diagnostic = Diagnostic::new("TM0214", tunnel.field(&["port"]), "GRE has no port");
-                self.error(diagnostic.help("remove `port`, or use kind vxlan or geneve"));
-            }
-            if doc.local.as_ref().is_some_and(|l| l.as_slice().len() > 1) && doc.family.is_none() {
-                let message = "a gretap device carries one family only";
-                let diagnostic = Diagnostic::new("TM0214", tunnel.field(&["local"]), message);
-                self.error(diagnostic.help("give one address, or say `family`"));
-            }
-        } else if doc.port == Some(0) {
-            self.error(Diagnostic::new("TM0220", tunnel.field(&["port"]), "port 0 can't be used"));
-        }
-        if let Some(mtu) = doc.mtu.filter(|mtu| !(68..=65535).contains(mtu)) {
-            let message = format!("an MTU of {mtu} isn't possible; it is from 68 to 65535");
-            self.error(Diagnostic::new("TM0220", tunnel.field(&["mtu"]), message));
-        }
-        if doc.ttl == OuterField::Fixed(0) {
-            let diagnostic = Diagnostic::new("TM0220", tunnel.field(&["ttl"]), "a TTL of 0 reaches nobody");
-            self.error(diagnostic.help("leave it out for 64, or say 1 to 255 or inherit"));
-        }
-    }
-
-    /// Two external devices can't receive on one port: the kernel refuses the second.
-    fn check_ports(&mut self) {
-        let mut used: BTreeMap<(TunnelKind, u16), (&str, &Placed<TunnelDoc>)> = BTreeMap::new();
-        let topology = self.topology;
-        for (name, tunnel) in &topology.tunnels {
-            let Some(port) = tunnel.value.port.or(tunnel.value.kind.default_port()) else { continue };
-            if let Some((other, first)) = used.insert((tunnel.value.kind, port), (name, tunnel)) {
-                let message = format!("tunnels `{other}` and `{name}` both receive on UDP port {port}");
-                let diagnostic = Diagnostic::new("TM0218", tunnel.field(&["port"]), message).label("this one");
-                self.error(
-                    diagnostic.related(first.field(&["port"]), "and this one").help("give one of them another `port`"),
-                );
-            }
-        }
-    }
-
-    fn check_families<T>(&mut self, placed: &Placed<T>, addresses: &[IpAddr], what: &str, path: &[&str]) {
-        let v4 = addresses.iter().filter(|a| a.is_ipv4()).count();
-        if v4 > 1 || addresses.len() - v4 > 1 || addresses.is_empty() {
-            let message = format!(
-                "{what} has {} IPv4 and {} IPv6 addresses; one of each family at most, one at least",
-                v4,
-                addresses.len() - v4
-            );
-            self.error(Diagnostic::new("TM0213", placed.field(path), message));
-        }
-    }
-
-    fn check_unicast(&mut self, address: IpAddr, place: impl FnOnce() -> super::Place) {
-        let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-        let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-        let why = if address.is_unspecified() {
-            "is no address of a host"
-        } else if address.is_multicast() || broadcast {
-            "isn't unicast: a mapping leads to one host"
-        } else if mapped {
-            "is an IPv4-mapped IPv6 address; write the IPv4 address"
-        } else {
-            return;
+    /// Two places that can't both be right: the later one is wrong, the first is shown beside it.
+    pub(super) fn conflict(&mut self, code: &str, mut places: [(Place, &str); 2], message: String, help: &str) {
+        places.sort_by(|a, b| a.0.cmp(&b.0));
+        let [(first, first_label), (again, again_label)] = places;
+        let (first_label, again_label) = match again_label {
+            same if same == first_label => (format!("first {same}"), same.replace(" here", " again here")),
+            _ => (first_label.to_owned(), again_label.to_owned()),
         };
-        self.error(Diagnostic::new("TM0213", place(), format!("{address} {why}")));
-    }
-
-    fn check_interface(&mut self, name: &str, place: impl FnOnce() -> super::Place, what: &str) {
-        let bad = if name.is_empty() || name.len() > INTERFACE_NAME_MAX {
-            Some(format!("has {} bytes; a device's name has 1 to {INTERFACE_NAME_MAX}", name.len()))
-        } else if name == "."
-            || name == ".."
-            || name.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
-        {
-            Some("holds a character that a device's name can't have".to_owned())
-        } else {
-            None
-        };
-        if let Some(bad) = bad {
-            self.error(Diagnostic::new("TM0212", place(), format!("{what} name `{name}` {bad}")));
-        }
-    }
-
-    fn check_tenant(&mut self, name: &str, tenant: &Placed<TenantDoc>) {
-        if name.is_empty() || name.contains('/') || name.contains(char::is_whitespace) {
-            let message = format!("tenant name `{name}` is empty or holds a slash or a space");
-            self.error(Diagnostic::new("TM0212", tenant.place(), message));
-        }
-        if let Some(bridge) = &tenant.value.bridge {
-            self.check_interface(bridge, || tenant.field(&["bridge"]), "bridge");
-        }
-        if let Some(tunnel) = tenant.value.tunnel.as_deref().or_else(|| self.only_tunnel()) {
-            self.check_id(tenant.value.id, tunnel, || tenant.field(&["id"]));
-        }
-        let members = self.members(tenant);
-        for (n, (node, _)) in members.iter().enumerate() {
-            if self.topology.nodes.contains_key(*node) {
-                continue;
-            }
-            let place = match &tenant.value.members {
-                Some(Members::Names(_)) => tenant.field(&["members", &n.to_string()]),
-                _ => tenant.key(&["members", node]),
-            };
-            let near = nearest(node, self.topology.nodes.keys().map(String::as_str));
-            let help = near.map_or_else(
-                || "declare it under `nodes:`".to_owned(),
-                |near| format!("did you mean `{near}`? Otherwise declare it under `nodes:`"),
-            );
-            self.error(Diagnostic::new("TM0207", place, format!("node `{node}` isn't declared")).help(help));
-        }
-        if tenant.value.bridge.is_some()
-            && let Some((node, _)) = members.iter().find(|(node, _)| name.len() + 1 + node.len() > ALTNAME_MAX)
-        {
-            let message =
-                format!("`{name}/{node}` is too long to name a port: at most {ALTNAME_MAX} bytes (ALTIFNAMSIZ)");
-            self.error(
-                Diagnostic::new("TM0212", tenant.place(), message).help("shorten the tenant's or the node's name"),
-            );
-        }
-        self.check_members(name, tenant, &members);
-    }
-
-    /// A tenant is a bridge on each member, or a wire between two interfaces; nothing in between.
-    fn check_members(&mut self, name: &str, tenant: &Placed<TenantDoc>, members: &[(&str, MemberDoc)]) {
-        let with: Vec<&str> = members.iter().filter(|(_, m)| m.interface.is_some()).map(|(n, _)| *n).collect();
-        let place = || tenant.key(&["members"]);
-        if members.len() < 2 {
-            let message = format!("tenant `{name}` has {} member: nobody is at the other end", members.len());
-            self.error(Diagnostic::new("TM0210", place(), message).help("add the node at the other end"));
-        } else if tenant.value.bridge.is_some() {
-            if let Some(node) = with.first() {
-                let message = format!("tenant `{name}` has a bridge, so member `{node}` can't name an interface");
-                let diagnostic = Diagnostic::new("TM0219", tenant.key(&["members", node]), message);
-                self.error(
-                    diagnostic.help("remove the interface (put it into the bridge yourself), or remove `bridge`"),
-                );
-            }
-        } else if with.is_empty() {
-            let message = format!("tenant `{name}` has neither a bridge nor members with an interface");
-            let diagnostic = Diagnostic::new("TM0219", tenant.place(), message);
-            self.error(diagnostic.help("name a `bridge`, or give both members an `interface`"));
-        } else if with.len() < members.len() {
-            let lone = members.iter().find(|(_, m)| m.interface.is_none()).map_or("", |(n, _)| *n);
-            let message =
-                format!("member `{lone}` of tenant `{name}` has no interface, so `{}` has no counterpart", with[0]);
-            let diagnostic = Diagnostic::new("TM0210", tenant.key(&["members", lone]), message);
-            self.error(diagnostic.help("a wire needs an interface at both ends"));
-        } else if members.len() > 2 {
-            let message =
-                format!("tenant `{name}` is a wire between {} interfaces; a wire has two ends", members.len());
-            self.error(Diagnostic::new("TM0219", place(), message).help("use a `bridge` for more than two members"));
-        } else {
-            for (node, member) in members {
-                let interface = member.interface.clone().unwrap_or_default();
-                self.check_interface(&interface, || tenant.field(&["members", node, "interface"]), "interface");
-            }
-        }
-    }
-
-    fn members<'b>(&self, tenant: &'b Placed<TenantDoc>) -> Vec<(&'b str, MemberDoc)>
-    where
-        'a: 'b,
-    {
-        match &tenant.value.members {
-            None => self.topology.nodes.keys().map(|n| (n.as_str(), MemberDoc::default())).collect(),
-            Some(Members::Names(names)) => {
-                let mut list: Vec<(&str, MemberDoc)> = Vec::new();
-                for name in names {
-                    if !list.iter().any(|(n, _)| n == name) {
-                        list.push((name, MemberDoc::default()));
-                    }
-                }
-                list
-            }
-            Some(Members::Detailed(map)) => {
-                map.iter().map(|(n, m)| (n.as_str(), m.clone().unwrap_or_default())).collect()
-            }
-        }
-    }
-
-    fn only_tunnel(&self) -> Option<&'a str> {
-        let mut names = self.topology.tunnels.keys();
-        match (names.next(), names.next()) {
-            (Some(only), None) => Some(only),
-            _ => None,
-        }
-    }
-
-    fn check_id(&mut self, id: u32, tunnel: &str, place: impl FnOnce() -> super::Place) {
-        let Some(doc) = self.topology.tunnels.get(tunnel) else { return };
-        let kind = doc.value.kind;
-        if id > kind.max_id() {
-            let message = format!("id {id} is too large for {kind}: at most {}", kind.max_id());
-            self.error(Diagnostic::new("TM0204", place(), message));
-        }
-    }
-
-    /// The tunnel that something names, or the only one.
-    fn tunnel_of<T>(&mut self, named: Option<&str>, placed: &Placed<T>, what: &str) -> Option<&'a str> {
-        let tunnels = &self.topology.tunnels;
-        match named {
-            Some(name) => {
-                if let Some((known, _)) = tunnels.get_key_value(name) {
-                    return Some(known);
-                }
-                let near = nearest(name, tunnels.keys().map(String::as_str));
-                let help = near.map_or_else(
-                    || "declare it under `tunnels:`".to_owned(),
-                    |near| format!("did you mean `{near}`? Otherwise declare it under `tunnels:`"),
-                );
-                self.error(
-                    Diagnostic::new("TM0206", placed.field(&["tunnel"]), format!("tunnel `{name}` isn't declared"))
-                        .help(help),
-                );
-            }
-            None => {
-                if let Some(only) = self.only_tunnel() {
-                    return Some(only);
-                }
-                let message = if tunnels.is_empty() {
-                    "no tunnel is declared".to_owned()
-                } else {
-                    format!("this {what} must say which tunnel: {} are declared", tunnels.len())
-                };
-                let names: Vec<&str> = tunnels.keys().map(String::as_str).collect();
-                let help = if names.is_empty() {
-                    "declare one under `tunnels:`".to_owned()
-                } else {
-                    format!("`tunnel:` one of {}", names.join(", "))
-                };
-                self.error(Diagnostic::new("TM0211", placed.place(), message).help(help));
-            }
-        }
-        None
+        self.error(Diagnostic::new(code, again, message).label(again_label).related(first, first_label).help(help));
     }
 
     /// The desired state of one node.
@@ -506,7 +218,7 @@ impl<'a> Compiler<'a> {
             self.check_unicast(doc.remote, || placed.field(&["remote"]));
             if doc.tenant.contains('/') || doc.tenant.contains(char::is_whitespace) {
                 let message = format!("tenant name `{}` holds a slash or a space", doc.tenant);
-                self.error(Diagnostic::new("TM0212", placed.field(&["tenant"]), message));
+                self.error(Diagnostic::new("TM0212", placed.field(&["tenant"]), message).help(RENAME));
             }
             let Some(tunnel) = self.tunnel_of(doc.tunnel.as_deref(), placed, "mapping") else { continue };
             self.check_id(doc.id, tunnel, || placed.field(&["id"]));
@@ -514,6 +226,10 @@ impl<'a> Compiler<'a> {
                 continue;
             };
             let Some(source) = local.for_remote(doc.remote) else {
+                let given = self.topology.tunnels.get(tunnel).is_some_and(|t| t.value.local.is_some());
+                if !given && self.topology.doubt.any_node() {
+                    continue;
+                }
                 self.no_source(tunnel, doc.remote, placed.field(&["remote"]));
                 continue;
             };
@@ -521,7 +237,8 @@ impl<'a> Compiler<'a> {
             let given = self.topology.tunnels.get(tunnel).is_some_and(|t| t.value.local.is_some());
             if source == doc.remote && (given || !self.any_host) {
                 let message = format!("the remote {} is this host itself", doc.remote);
-                self.error(Diagnostic::new("TM0208", placed.field(&["remote"]), message));
+                let help = "write the underlay address of the host at the other end";
+                self.error(Diagnostic::new("TM0208", placed.field(&["remote"]), message).help(help));
             }
             let mapping = Mapping {
                 tenant: doc.tenant.clone(),
@@ -537,7 +254,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn no_source(&mut self, tunnel: &str, remote: IpAddr, place: super::Place) {
+    fn no_source(&mut self, tunnel: &str, remote: IpAddr, place: Place) {
         let family = if remote.is_ipv6() { "IPv6" } else { "IPv4" };
         let message = format!("tunnel `{tunnel}` has no {family} source address for the remote {remote}");
         let help =
@@ -554,25 +271,24 @@ impl<'a> Compiler<'a> {
                 if let Some(first) = claims.keys.get(&there.get().key) {
                     diagnostic = diagnostic.related(first.interface(), "first claimed here");
                 }
-                self.error(diagnostic);
+                self.error(diagnostic.help("an interface leads to one place: remove one, or name another interface"));
                 return;
             }
             Entry::Vacant(place) => place,
         };
         if desired.tunnels.contains_key(mapping.interface.as_str()) {
             let message = format!("`{}` is a tunnel, so it can't be a tenant's interface", mapping.interface);
-            self.error(Diagnostic::new("TM0216", claimed.interface(), message));
+            self.error(Diagnostic::new("TM0216", claimed.interface(), message).help("name the tenant's own interface"));
             return;
         }
         match claims.keys.entry(mapping.key.clone()) {
+            // Two tenants with one id were told of already.
+            hash_map::Entry::Occupied(first) if first.get().is_tenant() && claimed.is_tenant() => {}
             hash_map::Entry::Occupied(first) => {
                 let message = format!("the key {} has two mappings", mapping.key);
-                let diagnostic = Diagnostic::new("TM0203", claimed.key(), message).label("claimed again here");
-                self.error(
-                    diagnostic
-                        .related(first.get().key(), "first claimed here")
-                        .help("a packet with that key can go to one interface only"),
-                );
+                let places = [(claimed.key(), "claimed here"), (first.get().key(), "claimed here")];
+                let help = "a packet with that key can go to one interface only: give one of them another `id`";
+                self.conflict("TM0203", places, message, help);
             }
             hash_map::Entry::Vacant(key) => {
                 key.insert(claimed);
@@ -586,6 +302,9 @@ impl<'a> Compiler<'a> {
         for (name, tenant) in &topology.tenants {
             let members = self.members(tenant);
             let Some((_, mine)) = members.iter().find(|(n, _)| *n == node) else { continue };
+            if tenant.value.bridge.is_none() && members.len() > 2 {
+                continue; // a wire with more than two ends: reported already
+            }
             // Reported by check_whole already.
             let named = tenant.value.tunnel.as_deref().or_else(|| self.only_tunnel());
             let Some(tunnel) = named.and_then(|t| desired.tunnels.get(t)).cloned() else { continue };
@@ -596,7 +315,8 @@ impl<'a> Compiler<'a> {
                     Bridge { name: bridge.clone(), tenant: name.clone(), mtu: tunnel.mtu, origin: origin.clone() };
                 if desired.tunnels.contains_key(bridge) {
                     let message = format!("`{bridge}` is a tunnel, so it can't be a tenant's bridge");
-                    self.error(Diagnostic::new("TM0216", tenant.field(&["bridge"]), message));
+                    let diagnostic = Diagnostic::new("TM0216", tenant.field(&["bridge"]), message);
+                    self.error(diagnostic.help("give the bridge another name"));
                     continue;
                 }
                 desired.bridges.insert(bridge.clone(), made);
@@ -605,7 +325,8 @@ impl<'a> Compiler<'a> {
                         "tenant `{name}` needs {} ports on bridge `{bridge}`; a bridge has at most {BRIDGE_PORTS_MAX}",
                         members.len() - 1
                     );
-                    self.error(Diagnostic::new("TM0215", tenant.field(&["bridge"]), message));
+                    let diagnostic = Diagnostic::new("TM0215", tenant.field(&["bridge"]), message);
+                    self.error(diagnostic.help("split the tenant, or leave members out"));
                     continue;
                 }
             }
@@ -671,14 +392,18 @@ enum Claimed<'a> {
 }
 
 impl Claimed<'_> {
-    fn interface(&self) -> super::Place {
+    fn is_tenant(self) -> bool {
+        matches!(self, Self::Tenant(..))
+    }
+
+    fn interface(&self) -> Place {
         match self {
             Self::Mapping(mapping) => mapping.field(&["interface"]),
             Self::Tenant(tenant, node) => tenant.field(&["members", node, "interface"]),
         }
     }
 
-    fn key(&self) -> super::Place {
+    fn key(&self) -> Place {
         match self {
             Self::Mapping(mapping) => mapping.place(),
             Self::Tenant(tenant, _) => tenant.place(),
@@ -691,6 +416,6 @@ struct Claims<'a> {
     keys: HashMap<TunnelKey, Claimed<'a>>,
 }
 
-fn origin(place: &super::Place) -> Origin {
+fn origin(place: &Place) -> Origin {
     Origin { file: place.file.as_str().into(), line: place.line, column: place.column }
 }

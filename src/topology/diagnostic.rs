@@ -15,6 +15,16 @@ pub struct Place {
     pub length: u32,
 }
 
+/// A second place, and what is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Related {
+    /// Where.
+    #[serde(flatten)]
+    pub place: Place,
+    /// What is there.
+    pub label: String,
+}
+
 /// One error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
@@ -27,9 +37,9 @@ pub struct Diagnostic {
     /// What stands there.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub label: String,
-    /// A second place that has to do with it, and what is there.
+    /// A second place that has to do with it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub related: Option<(Place, String)>,
+    pub related: Option<Related>,
     /// What to do.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub help: Option<String>,
@@ -51,7 +61,7 @@ impl Diagnostic {
     /// With a second place.
     #[must_use]
     pub fn related(mut self, place: Place, label: impl Into<String>) -> Self {
-        self.related = Some((place, label.into()));
+        self.related = Some(Related { place, label: label.into() });
         self
     }
 
@@ -65,8 +75,15 @@ impl Diagnostic {
 
 /// The known word that is nearest to an unknown one, if any is near: at most a third of its letters differ.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.chars().count() / 3).max(1);
-    known.into_iter().map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+    /// Longer words than this are no slips of a finger.
+    const LONGEST: usize = 64;
+    let length = word.chars().count();
+    if length > LONGEST {
+        return None;
+    }
+    let limit = (length / 3).max(1);
+    let near = |k: &&str| k.len() <= 4 * LONGEST && k.chars().count().abs_diff(length) <= limit;
+    known.into_iter().filter(near).map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }
 
 /// Edit distance where swapping neighbours counts once (optimal string alignment).

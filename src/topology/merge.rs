@@ -1,13 +1,15 @@
 //! Many files to one topology: the same thing said twice is fine, two things said of one name are an error.
 
+use super::compile::NodeChoice;
 use super::diagnostic::{Diagnostic, Place};
 use super::document::{Addresses, MappingDoc, TenantDoc, TunnelDoc};
+use super::doubt::{Doubt, in_order};
 use super::parse::ParsedFile;
-use super::tree::{At, Node};
+use super::tree::{At, Kind, Node};
 use crate::model::{Name, Origin};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufWriter, Write};
 use std::rc::Rc;
 
@@ -63,6 +65,31 @@ impl<T> Placed<T> {
     }
 }
 
+impl<T> Placed<T> {
+    /// Where each name of a nested list, or each key of a nested mapping, stands first.
+    pub(super) fn names(&self, path: &[&str]) -> HashMap<&str, Place> {
+        let mut node = &self.node;
+        for key in path {
+            let Some(next) = node.get(key) else { return HashMap::new() };
+            node = next;
+        }
+        let mut out = HashMap::new();
+        let mut put = |name, at: At| {
+            out.entry(name).or_insert_with(|| at.in_file(&self.file));
+        };
+        match &node.kind {
+            Kind::Mapping(entries) => entries.iter().for_each(|(key, _)| put(key.text.as_str(), key.at)),
+            Kind::Sequence(items) => items.iter().for_each(|item| {
+                if let Kind::Scalar { text, .. } = &item.kind {
+                    put(text.as_str(), item.at);
+                }
+            }),
+            Kind::Scalar { .. } => {}
+        }
+        out
+    }
+}
+
 /// The whole topology, of all files.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
@@ -71,6 +98,7 @@ pub struct Topology {
     pub(super) tenants: BTreeMap<String, Placed<TenantDoc>>,
     pub(super) mappings: Vec<Placed<MappingDoc>>,
     pub(super) revision: String,
+    pub(super) doubt: Doubt,
 }
 
 impl Topology {
@@ -94,12 +122,31 @@ impl Topology {
 ///
 /// # Errors
 ///
-/// Every error of form of every file, and every conflict.
+/// Every error of form of every file, and every conflict. [`diagnose`] finds those of meaning, too.
 pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topology, Vec<Diagnostic>> {
+    let (topology, errors) = gather(files);
+    if errors.is_empty() { Ok(topology) } else { Err(in_order(errors)) }
+}
+
+/// Everything that is wrong with these files: with their form, and with the meaning of what is right in form. Without a
+/// choice, for every node.
+pub fn diagnose<'a>(files: impl IntoIterator<Item = &'a ParsedFile>, choice: Option<&NodeChoice>) -> Vec<Diagnostic> {
+    let (topology, mut errors) = gather(files);
+    let compiled = match choice {
+        Some(choice) => topology.compile(choice).map(drop),
+        None => topology.check(),
+    };
+    errors.extend(compiled.err().unwrap_or_default());
+    in_order(errors)
+}
+
+/// What can be used of the files, and what is wrong with them.
+fn gather<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> (Topology, Vec<Diagnostic>) {
     let mut out = Topology::default();
     let mut errors = Vec::new();
     for file in files {
         errors.extend(file.diagnostics.iter().cloned());
+        out.doubt.extend(&file.doubt);
         for (document, node) in &file.documents {
             add(&mut out.nodes, "node", &document.nodes, "nodes", file, node, &mut errors);
             add(&mut out.tunnels, "tunnel", &document.tunnels, "tunnels", file, node, &mut errors);
@@ -113,15 +160,17 @@ pub fn merge<'a>(files: impl IntoIterator<Item = &'a ParsedFile>) -> Result<Topo
             }
         }
     }
-    if !errors.is_empty() {
-        errors.sort_by(|a, b| a.place.cmp(&b.place));
-        return Err(errors);
-    }
+    let Topology { nodes, tunnels, tenants, doubt, .. } = &mut out;
+    nodes.retain(|name, _| !doubt.nodes.contains(name));
+    tunnels.retain(|name, _| !doubt.tunnels.contains(name));
+    tenants.retain(|name, _| !doubt.tenants.contains(name));
     // The same mapping said twice is said once; the first place in the order of files counts.
     out.mappings.sort_by(|a, b| (&a.value.interface, a.order()).cmp(&(&b.value.interface, b.order())));
     out.mappings.dedup_by(|later, first| later.value == first.value);
-    out.revision = revision(&out);
-    Ok(out)
+    if errors.is_empty() {
+        out.revision = revision(&out);
+    }
+    (out, errors)
 }
 
 fn add<T: Clone + PartialEq>(

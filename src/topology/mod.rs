@@ -4,19 +4,26 @@
 //! pure code only, and every error at once, each at its file, line and column.
 
 pub mod adopt;
+mod check;
 mod compile;
 mod diagnostic;
 mod document;
+mod doubt;
+mod expect;
 pub mod guard;
 mod merge;
 mod parse;
 pub mod render;
+mod salvage;
+mod schema;
 mod tree;
+pub mod write;
 
 pub use compile::{NodeChoice, port_name};
-pub use diagnostic::{Diagnostic, Place, nearest};
-pub use merge::{Topology, merge};
+pub use diagnostic::{Diagnostic, Place, Related, nearest};
+pub use merge::{Topology, diagnose, merge};
 pub use parse::{ParsedFile, parse};
+pub use schema::schema;
 pub(crate) use tree::SIZE_MAX;
 
 /// A file's name, as it is to be shown, and its bytes.

@@ -3,7 +3,7 @@
 //! serde_yaml gives values; this gives positions for everything that is said about them. Both read the same text.
 
 use super::diagnostic::{Diagnostic, Place};
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -13,6 +13,9 @@ pub(crate) const SIZE_MAX: usize = 16 << 20;
 const DEPTH_MAX: usize = 64;
 /// Most nodes that a document may have once its aliases are followed.
 const NODES_MAX: u64 = 4_000_000;
+
+const TOO_DEEP: &str = "a topology is never nested that deep: look for brackets that aren't closed";
+const NO_ALIASES: &str = "write out what the aliases stand for";
 
 /// Position in a file: line from 1, column and length in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,11 @@ pub(super) struct Key {
 }
 
 impl Node {
+    /// One that stands in for what a file says, repaired.
+    pub(super) fn made(at: At, kind: Kind) -> Self {
+        Self { at, kind, size: 1 }
+    }
+
     /// The value of a key.
     pub(super) fn get(&self, key: &str) -> Option<&Rc<Node>> {
         self.entry(key).map(|(_, node)| node)
@@ -118,7 +126,7 @@ pub(super) fn precheck(file: &str, text: &str) -> Result<(), Box<Diagnostic>> {
         if depth > DEPTH_MAX {
             let at = At { line, column, length: 1 };
             let message = format!("brackets are nested more than {DEPTH_MAX} deep");
-            return Err(Box::new(Diagnostic::new("TM0003", at.in_file(file), message)));
+            return Err(Box::new(Diagnostic::new("TM0003", at.in_file(file), message).help(TOO_DEEP)));
         }
     }
     Ok(())
@@ -128,12 +136,10 @@ pub(super) fn precheck(file: &str, text: &str) -> Result<(), Box<Diagnostic>> {
 pub(super) fn documents(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Box<Diagnostic>> {
     let mut builder = Builder { file, stack: Vec::new(), anchors: HashMap::new(), documents: Vec::new() };
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| {
-            let marker = error.marker();
-            let at = At { line: marker.line() as u32, column: marker.col() as u32 + 1, length: 1 };
-            Box::new(Diagnostic::new("TM0005", at.in_file(file), format!("not YAML: {}", error.info())))
-        })?;
-        builder.take(event, span)?;
+        match event {
+            Ok((event, span)) => builder.take(event, span)?,
+            Err(error) => return Err(Box::new(builder.broken(text, error.marker(), error.info()))),
+        }
     }
     Ok(builder.documents)
 }
@@ -151,6 +157,32 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// The text is no YAML from here on.
+    fn broken(&self, text: &str, marker: &Marker, info: &str) -> Diagnostic {
+        let mut at = At { line: marker.line() as u32, column: marker.col() as u32 + 1, length: 1 };
+        // What is missing at the end of the text is shown at the end of what is there.
+        let lines: Vec<&str> = text.trim_end().split('\n').collect();
+        if at.line as usize > lines.len() {
+            let last = lines.last().map_or(0, |line| line.chars().count());
+            at = At { line: lines.len() as u32, column: (last as u32).max(1), length: 1 };
+        }
+        let diagnostic = Diagnostic::new("TM0005", at.in_file(self.file), format!("not YAML: {info}"));
+        let diagnostic = diagnostic.help(if info.contains("tab") {
+            "indent with spaces"
+        } else {
+            "look for a quote, a bracket or an indentation that isn't right, here or above"
+        });
+        let open = self.stack.iter().rev().map(|(Open::Sequence { at, .. } | Open::Mapping { at, .. })| *at);
+        let bracket = |at: &At| {
+            let line = lines.get(at.line.saturating_sub(1) as usize);
+            matches!(line.and_then(|l| l.chars().nth(at.column.saturating_sub(1) as usize)), Some('[' | '{'))
+        };
+        match open.into_iter().find(bracket) {
+            Some(bracket) if bracket != at => diagnostic.related(bracket.in_file(self.file), "opened here"),
+            _ => diagnostic,
+        }
+    }
+
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Box<Diagnostic>> {
         let at = At::of(span);
         match event {
@@ -173,11 +205,11 @@ impl Builder<'_> {
             },
             Event::Alias(anchor) => match self.anchors.get(&anchor).cloned() {
                 Some(node) => self.push(node, at),
-                None => Err(Box::new(Diagnostic::new(
-                    "TM0004",
-                    at.in_file(self.file),
-                    "an alias to itself can't be followed",
-                ))),
+                None => {
+                    let diagnostic =
+                        Diagnostic::new("TM0004", at.in_file(self.file), "an alias to itself can't be followed");
+                    Err(Box::new(diagnostic.help(NO_ALIASES)))
+                }
             },
             _ => Ok(()),
         }
@@ -187,7 +219,7 @@ impl Builder<'_> {
         if self.stack.len() >= DEPTH_MAX {
             let (Open::Sequence { at, .. } | Open::Mapping { at, .. }) = open;
             let message = format!("nested more than {DEPTH_MAX} deep");
-            return Err(Box::new(Diagnostic::new("TM0003", at.in_file(self.file), message)));
+            return Err(Box::new(Diagnostic::new("TM0003", at.in_file(self.file), message).help(TOO_DEEP)));
         }
         self.stack.push(open);
         Ok(())
@@ -205,7 +237,7 @@ impl Builder<'_> {
     fn push(&mut self, node: Rc<Node>, at: At) -> Result<(), Box<Diagnostic>> {
         if node.size > NODES_MAX {
             let message = format!("aliases make this document larger than {NODES_MAX} values");
-            return Err(Box::new(Diagnostic::new("TM0004", at.in_file(self.file), message)));
+            return Err(Box::new(Diagnostic::new("TM0004", at.in_file(self.file), message).help(NO_ALIASES)));
         }
         match self.stack.last_mut() {
             None => self.documents.push(node),
@@ -214,11 +246,8 @@ impl Builder<'_> {
                 Some(key) => entries.push((key, node)),
                 None => {
                     let Kind::Scalar { text, .. } = &node.kind else {
-                        return Err(Box::new(Diagnostic::new(
-                            "TM0105",
-                            at.in_file(self.file),
-                            "a key must be a plain word",
-                        )));
+                        let diagnostic = Diagnostic::new("TM0105", at.in_file(self.file), "a key must be a plain word");
+                        return Err(Box::new(diagnostic.help("write `key: value`")));
                     };
                     *key = Some(Key { text: text.clone(), at });
                 }
