@@ -31,6 +31,7 @@ struct outer {
 	__u8 inner_ecn; /* 0 where the inner packet isn't IP */
 	__u32 mark;
 	__u64 source[2]; /* IPv4-mapped */
+	__u64 eth[2];    /* the inner Ethernet header, and two bytes more */
 };
 
 /* The index of the tunnel whose packets come to that UDP port (in network order); 0: none. */
@@ -61,6 +62,8 @@ static __always_inline int read_udp(const __u8 *udp, __u32 length, const volatil
 	outer->id = id >> 8;
 	outer->mark = settings->mark;
 	outer->eth_type = *(const __be16 *)(udp + 16 + 12);
+	outer->eth[0] = *(const __u64 *)(udp + 16);
+	outer->eth[1] = *(const __u64 *)(udp + 16 + 8);
 	return 1;
 }
 
@@ -186,7 +189,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	const volatile struct tm_conf *underlay;
 	__u32 ifindex = skb->ifindex, slot, target, length = skb->len;
 	struct outer outer = {};
-	__u64 key[3], eth[2]; /* struct tm_tunkey; the inner Ethernet header */
+	__u64 key[3]; /* struct tm_tunkey */
 	__u64 packets = skb_packets(skb);
 	__u64 how = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 	int ip, verdict;
@@ -232,18 +235,15 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	/* And it knows what becomes of ECN bits that don't go together (RFC 6040, 4.2). */
 	if (ip && ((outer.ecn == 3 && outer.inner_ecn == 0) || (outer.ecn == 1 && outer.inner_ecn == 2)))
 		return TC_ACT_UNSPEC;
-	if (bpf_skb_load_bytes(skb, outer.overhead, eth, TM_ETH))
-		return TC_ACT_UNSPEC;
 	if (bpf_skb_adjust_room(skb, -(__s32)outer.overhead, BPF_ADJ_ROOM_MAC, how))
 		return TC_ACT_UNSPEC;
 
-	if (bpf_skb_store_bytes(skb, 0, eth, TM_ETH, 0))
+	if (bpf_skb_store_bytes(skb, 0, outer.eth, TM_ETH, 0))
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_DECAPSULATE);
 	if (ip && outer.ecn == 3 && mark_congestion(skb, outer.eth_type))
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_DECAPSULATE);
 	/* One checksum less: the outer one, were it only zero, counts as the first that was verified. */
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	bpf_set_hash_invalid(skb);
 	count_rx(slot & TM_SLOT_MASK, packets, length - outer.overhead, 1);
 	if (slot & TM_SLOT_ENDPOINT) {
 		skb->tc_index = 0;

@@ -27,10 +27,57 @@
 struct inner {
 	__u64 eth_first; /* bytes 0 to 7 of its Ethernet header */
 	__u32 eth_then;  /* bytes 8 to 11 */
+	__u32 flow;      /* a number that all packets of its flow have */
 	__u16 eth_type;
 	__u8 tos;
 	__u8 ttl;
 };
+
+/* Mixes the words of a flow: an odd multiplier spreads each bit upwards, the shift brings the upper ones down. */
+static __always_inline __u64 mix(__u64 sum, __u64 word)
+{
+	sum = (sum ^ word) * TM_CHECK_1;
+	return sum ^ sum >> 29;
+}
+
+/* Whether packets of that protocol begin with two ports. */
+static __always_inline int has_ports(__u32 protocol)
+{
+	return protocol == TM_TCP || protocol == TM_UDP || protocol == TM_SCTP;
+}
+
+/*
+ * A number for the flow of the IP packet behind the Ethernet header at `data`, of which `first` and `then` are the first
+ * sixteen bytes: addresses, protocol and, where they are there, ports. 0 where it takes the kernel's dissector to tell.
+ */
+static __always_inline __u32 flow_of(struct __sk_buff *skb, const __u8 *data, const __u8 *end, __u64 first, __u64 then)
+{
+	const __u8 *ip = data + TM_ETH;
+	__u64 sum;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		__u32 protocol = then >> 48 & 0xff;
+
+		/* Without options. A fragment has no ports of its own, so that no fragment of its packet uses them. */
+		if (first >> 56 != 0x45 || ip + 24 > end)
+			return 0;
+		sum = mix(protocol, *(const __u64 *)(ip + 12));
+		if (has_ports(protocol) && !(first & 0x3fff))
+			sum = mix(sum, *(const __u32 *)(ip + 20));
+	} else {
+		__u32 protocol = first >> 8 & 0xff;
+
+		if (ip + 44 > end)
+			return 0;
+		sum = mix(protocol, *(const __u64 *)(ip + 8));
+		sum = mix(sum, *(const __u64 *)(ip + 16));
+		sum = mix(sum, *(const __u64 *)(ip + 24));
+		sum = mix(sum, *(const __u64 *)(ip + 32));
+		if (has_ports(protocol))
+			sum = mix(sum, *(const __u32 *)(ip + 40));
+	}
+	return (__u32)(sum >> 32) | 1;
+}
 
 /* Eight bytes of the frame from `offset`, the first of them uppermost; 0 where they aren't there. */
 static __always_inline __u64 eight_bytes(struct __sk_buff *skb, __u32 offset)
@@ -159,6 +206,15 @@ static __always_inline int read_inner(struct __sk_buff *skb, struct inner *inner
 		inner->tos = first >> 52;
 		inner->ttl = first;
 	}
+	/* What the kernel knows of the flow, else what is quicker told than by its dissector. */
+	inner->flow = skb->hash;
+	if (!inner->flow) {
+		inner->flow = flow_of(skb, data, end, first, then);
+		if (inner->flow)
+			bpf_set_hash(skb, inner->flow);
+		else
+			inner->flow = bpf_get_hash_recalc(skb);
+	}
 	return 1;
 }
 
@@ -195,7 +251,7 @@ static __always_inline void write_udp(__u8 *to, __be16 sport, __be16 dport, __u3
 static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry, __u32 slot, __u32 device)
 {
 	__u32 id = words_second(entry[1]), options = words_first(entry[6]), more = words_second(entry[6]);
-	__u32 length = skb->len, gso_size = skb->gso_size, outer, flags, hash;
+	__u32 length = skb->len, gso_size = skb->gso_size, outer, flags;
 	__u64 packets = skb_packets(skb), way[8]; /* struct bpf_fib_lookup */
 	int v4 = words_are_v4(&entry[2]), verdict;
 	__be16 sport, dport;
@@ -226,8 +282,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 	if (!ttl)
 		ttl = TM_DEFAULT_TTL;
 	tos = (tos & ~3) | ecn_outside(inner.tos);
-	hash = bpf_get_hash_recalc(skb);
-	sport = bpf_htons(TM_SOURCE_PORT_BASE + ((hash ^ hash >> 16) & TM_SOURCE_PORT_MASK));
+	sport = bpf_htons(TM_SOURCE_PORT_BASE + ((inner.flow ^ inner.flow >> 16) & TM_SOURCE_PORT_MASK));
 
 	/* The outer packet's length, or that of the largest into which it will be cut. */
 	outer = (v4 ? TM_OUTER4 : TM_OUTER6) + length;

@@ -22,6 +22,7 @@
 
 #define TM_TCP 6
 #define TM_UDP 17
+#define TM_SCTP 132
 
 /* First word behind UDP. VXLAN: the I flag alone (RFC 7348). Geneve: version 0, no options, no flags, Ethernet inside
  * (RFC 8926). The second word is the id in its upper 24 bits. */

@@ -74,7 +74,8 @@ static __always_inline int is_port(__u32 ifindex)
 	__u64 entry[7];
 	__u32 slot;
 
-	if (find_if_entry(ifindex, entry) != LOOKUP_FOUND)
+	/* Most packets come from elsewhere: a miss is the rule here, and one more look is enough. */
+	if (find_if_entry(ifindex, entry, 2) != LOOKUP_FOUND)
 		return 0;
 	slot = words_first(entry[0]);
 	return !(slot & TM_SLOT_ENDPOINT) && device_in(slot & TM_SLOT_MASK) == ifindex;
@@ -100,7 +101,7 @@ int handle_egress(struct __sk_buff *skb)
 	__u32 slot, tunnel, target;
 	int endpoint, verdict;
 
-	switch (find_if_entry(ifindex, entry)) {
+	switch (find_if_entry(ifindex, entry, TM_TRIES)) {
 	case LOOKUP_FOUND:
 		break;
 	case LOOKUP_MISS:

@@ -362,12 +362,19 @@ pub struct Attachment {
     pub position: u32,
 }
 
+impl Direction {
+    /// The side of the link that the hook is on: `Ingress` or `Egress`.
+    pub fn side(self) -> Self {
+        if self == Self::Egress { Self::Egress } else { Self::Ingress }
+    }
+}
+
 impl std::fmt::Display for Direction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
-            Self::Underlay => "ingress (underlay)",
+            Self::Underlay => "underlay",
         })
     }
 }

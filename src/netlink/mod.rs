@@ -57,12 +57,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses a netlink socket.
     pub async fn open() -> Result<Self> {
-        Ok(Self {
-            transport: Transport::open()?,
-            sources: underlay::Sources::open()?,
-            unfinished: device::UNFINISHED_GROUPS,
-            handles: clsact::Handles::default(),
-        })
+        let (transport, sources) = (Transport::open()?, underlay::Sources::open()?);
+        Ok(Self { transport, sources, unfinished: device::UNFINISHED_GROUPS, handles: clsact::Handles::default() })
     }
 
     /// Tells half-made devices and filters of that instance from those of others.

@@ -5,7 +5,7 @@ use crate::bpf::{ForeignPrograms, tcx_programs};
 use crate::model::*;
 use crate::netlink::ListedFilter;
 use anyhow::Result;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What is at hooks, and how much of it could be seen.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +19,8 @@ pub struct Chains {
 impl Chains {
     /// The chain of that hook.
     pub fn of(&self, ifindex: u32, direction: Direction) -> Option<&Chain> {
-        let place = self.chains.binary_search_by_key(&(ifindex, direction), |c| (c.ifindex, c.direction)).ok()?;
+        let place =
+            self.chains.binary_search_by_key(&(ifindex, direction.side()), |c| (c.ifindex, c.direction)).ok()?;
         self.chains.get(place)
     }
 }
@@ -47,19 +48,18 @@ impl LiveKernel {
     pub async fn chains(&self, ifindexes: &[u32], observed: &Observed) -> Result<Chains> {
         let mut programs = ForeignPrograms::default();
         let mut chains: BTreeMap<(u32, Direction), Vec<ChainMember>> = BTreeMap::new();
-        // What stands on an underlay device stands in its ingress.
-        let side = |direction| if direction == Direction::Underlay { Direction::Ingress } else { direction };
-        let ours: BTreeSet<(u32, Direction, u32)> = observed
+        let ours: BTreeMap<(u32, Direction), u32> = observed
             .attachments
             .iter()
             .filter(|a| a.kind == HookKind::Tcx && a.program.is_some())
-            .map(|a| (a.ifindex, side(a.direction), a.position))
+            .map(|a| ((a.ifindex, a.direction.side()), a.position))
             .collect();
         for &ifindex in ifindexes {
             for direction in [Direction::Ingress, Direction::Egress] {
+                let own = ours.get(&(ifindex, direction));
                 let members: Vec<_> = (0u32..)
                     .zip(tcx_programs(ifindex, direction)?)
-                    .map(|(place, id)| tcx_member(&mut programs, id, ours.contains(&(ifindex, direction, place))))
+                    .map(|(place, id)| tcx_member(&mut programs, id, own == Some(&place)))
                     .collect();
                 if !members.is_empty() {
                     chains.insert((ifindex, direction), members);
