@@ -32,9 +32,9 @@
 
 /* tm_conf.flags */
 #define TM_CONF_VALID 0x1U
-#define TM_CONF_UNDERLAY 0x2U   /* an underlay device, not a tunnel */
-#define TM_CONF_FAST 0x4U       /* the underlay's program may decapsulate it */
-#define TM_CONF_GENEVE 0x8U     /* Geneve, else VXLAN */
+#define TM_CONF_UNDERLAY 0x2U    /* an underlay device, not a tunnel */
+#define TM_CONF_FAST 0x4U        /* the underlay's program may decapsulate it */
+#define TM_CONF_GENEVE 0x8U      /* Geneve, else VXLAN */
 #define TM_CONF_ZERO_CSUM6 0x10U /* IPv6 packets without a UDP checksum are accepted */
 
 /* tm_if_entry.flags */
@@ -58,7 +58,7 @@ enum tm_drop {
 	TM_DROP_SET_TUNNEL_KEY, /* bpf_skb_set_tunnel_key failed */
 	TM_DROP_REDIRECT,       /* the redirect helper refused */
 	TM_DROP_INCONSISTENT,   /* an entry failed its check at every try */
-	TM_DROP_TOO_BIG,        /* larger than the way to the remote allows */
+	TM_DROP_TOO_BIG,        /* doesn't fit into the tunnel; its sender was told, unless it sends too many */
 	TM_DROP_ENCAPSULATE,    /* the fast lane could not write the outer header */
 	TM_DROP_DECAPSULATE,    /* the fast lane could not remove the outer header */
 	TM_DROP_SPARE_1,        /* not used yet */
@@ -125,6 +125,7 @@ struct tm_counters {
 	__u64 rx_fast; /* of rx_packets, those that the underlay's program decapsulated */
 	__u64 tx_fast; /* of tx_packets, those that were encapsulated without the tunnel device */
 	__u64 drops[TM_DROP_REASONS];
+	__u64 next_answer_ns; /* CLOCK_MONOTONIC: paces the answers to what is too big */
 };
 
 /* Value of `unknown`. */

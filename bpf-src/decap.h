@@ -87,8 +87,8 @@ static __always_inline const volatile struct tm_conf *tunnel_to(const volatile s
 	if (!outer->tunnel)
 		return NULL;
 	settings = lookup_u32(&conf, outer->tunnel);
-	if (!settings || (settings->flags & (TM_CONF_VALID | TM_CONF_UNDERLAY | TM_CONF_FAST)) !=
-				 (TM_CONF_VALID | TM_CONF_FAST))
+	if (!settings ||
+	    (settings->flags & (TM_CONF_VALID | TM_CONF_UNDERLAY | TM_CONF_FAST)) != (TM_CONF_VALID | TM_CONF_FAST))
 		return NULL;
 	/* As in the device lane, a tunnel without its device receives nothing. */
 	if (!settings->ifindex || device_in(outer->tunnel) != settings->ifindex)
@@ -106,7 +106,8 @@ static __always_inline int read_outer4(struct __sk_buff *skb, const volatile str
 	/* With two bytes of the inner IP header. */
 	if (data + TM_ETH + TM_OVERHEAD4 + 2 > end)
 		return 0;
-	if (data[TM_ETH] != 0x45 || data[TM_ETH + 9] != TM_UDP || *(const __be16 *)(data + TM_ETH + 6) & bpf_htons(0xbfff))
+	if (data[TM_ETH] != 0x45 || data[TM_ETH + 9] != TM_UDP ||
+	    *(const __be16 *)(data + TM_ETH + 6) & bpf_htons(0xbfff))
 		return 0;
 	settings = tunnel_to(underlay, *(const __be16 *)(data + 36), outer);
 	if (!settings || !settings->detail[0] || settings->detail[0] != *(const __be32 *)(data + 30))

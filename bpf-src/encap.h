@@ -17,11 +17,9 @@
 #include "abi.h"
 #include "counters.h"
 #include "outer.h"
+#include "too_big.h"
 #include "tunnel_key.h"
 #include "words.h"
-
-/* Not a verdict: the packet is as it was and has to take the tunnel device. */
-#define TM_TAKE_DEVICE 0x100
 
 /* What is read of an inner IP packet before it is wrapped. */
 struct inner {
@@ -79,33 +77,6 @@ static __always_inline __u32 flow_of(struct __sk_buff *skb, const __u8 *data, co
 	return (__u32)(sum >> 32) | 1;
 }
 
-/* Eight bytes of the frame from `offset`, the first of them uppermost; 0 where they aren't there. */
-static __always_inline __u64 eight_bytes(struct __sk_buff *skb, __u32 offset)
-{
-	__u64 word = 0;
-
-	return bpf_skb_load_bytes(skb, offset, &word, 8) ? 0 : bpf_be64_to_cpu(word);
-}
-
-/* Length of the largest IP packet that a GSO packet is cut into; 0 where it can't be told. */
-static __always_inline __u32 gso_segment_length(struct __sk_buff *skb, __u32 gso_size)
-{
-	__u32 network = 40, protocol;
-
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		network = (eight_bytes(skb, TM_ETH) >> 56 & 0xf) * 4;
-		protocol = eight_bytes(skb, TM_ETH + 8) >> 48 & 0xff;
-	} else {
-		protocol = eight_bytes(skb, TM_ETH) >> 8 & 0xff;
-	}
-	if (protocol == TM_UDP)
-		return network + 8 + gso_size;
-	/* Byte 12 of a TCP header: its length in words, in the upper half. */
-	if (protocol != TM_TCP)
-		return 0;
-	return network + (eight_bytes(skb, TM_ETH + network + 8) >> 28 & 0xf) * 4 + gso_size;
-}
-
 /* The word of struct bpf_fib_lookup that has the family, the protocol, both ports and the length. */
 static __always_inline __u64 fib_flow(__u8 family, __be16 sport, __be16 dport, __u16 length)
 {
@@ -157,6 +128,16 @@ static __always_inline long find_way(struct __sk_buff *skb, const __u64 *entry, 
 	return bpf_fib_lookup(skb, (struct bpf_fib_lookup *)way, sizeof(struct bpf_fib_lookup), 0);
 }
 
+/* The MTU of a way that is too narrow: where fib_flow put the length. */
+static __always_inline __u32 way_mtu(const __u64 *way)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return way[0] >> 48;
+#else
+	return way[0] & 0xffff;
+#endif
+}
+
 /* Sends by the device and next hop that find_way gave. */
 static __always_inline int send_by(const __u64 *way)
 {
@@ -173,7 +154,8 @@ static __always_inline int send_by(const __u64 *way)
 	hop[0] = words_pair(family, words_first(way[4]));
 	hop[1] = words_pair(words_second(way[4]), words_first(way[5]));
 	hop[2] = words_pair(words_second(way[5]), 0);
-	return bpf_redirect_neigh(words_first(way[1]), (struct bpf_redir_neigh *)hop, sizeof(struct bpf_redir_neigh), 0);
+	return bpf_redirect_neigh(words_first(way[1]), (struct bpf_redir_neigh *)hop, sizeof(struct bpf_redir_neigh),
+				  0);
 }
 
 /* Reads the inner packet. Returns 0 where it isn't one for the fast lane. */
@@ -248,8 +230,9 @@ static __always_inline void write_udp(__u8 *to, __be16 sport, __be16 dport, __u3
  * Encapsulates and sends, by an if2tunkey entry (its seven words) whose tunnel device is `device`. Returns a verdict,
  * or TM_TAKE_DEVICE.
  */
-static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry, __u32 slot, __u32 device)
+static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry, __u32 device)
 {
+	__u32 slot = words_first(entry[0]) & TM_SLOT_MASK;
 	__u32 id = words_second(entry[1]), options = words_first(entry[6]), more = words_second(entry[6]);
 	__u32 length = skb->len, gso_size = skb->gso_size, outer, flags;
 	__u64 packets = skb_packets(skb), way[8]; /* struct bpf_fib_lookup */
@@ -289,11 +272,18 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 	if (outer > 0xffff)
 		return TM_TAKE_DEVICE;
 	if (gso_size) {
-		__u32 segment = gso_segment_length(skb, gso_size);
+		__u32 segment = segment_size(skb, gso_size);
+		__u64 unknown = 0;
 
+		/* What can't be told is left to the tunnel device where it doesn't fit into that. */
+		if (!segment && bpf_check_mtu(skb, device, (__u32 *)&unknown, 0, BPF_MTU_CHK_SEGS))
+			return TM_TAKE_DEVICE;
 		outer = segment ? segment + (v4 ? TM_OVERHEAD4 : TM_OVERHEAD6) : 0;
 	}
 	found = find_way(skb, entry, device, fib_flow(v4 ? 2 : 10, sport, dport, outer), tos, way);
+	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && length > TM_NEVER_TOO_BIG)
+		return answer_too_big(skb, words_first(entry[0]), is_whole(entry),
+				      way_mtu(way) - (v4 ? TM_OVERHEAD4 : TM_OVERHEAD6));
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TM_TAKE_DEVICE;
 

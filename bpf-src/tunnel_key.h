@@ -66,6 +66,23 @@ static __always_inline __u32 inner_ttl_tos(struct __sk_buff *skb)
 	return 0;
 }
 
+/* Flags of an if2tunkey entry (its seven words). */
+static __always_inline __u32 entry_flags(const __u64 *entry)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return words_first(entry[6]) >> 16;
+#else
+	return words_first(entry[6]) & 0xffff;
+#endif
+}
+
+/* Whether the outer packets of an entry are never fragmented: that is asked for, or they are IPv6, of which the kernel
+ * fragments none that it forwards into a tunnel. */
+static __always_inline int is_whole(const __u64 *entry)
+{
+	return (entry_flags(entry) & TM_IF_DF) || !words_are_v4(&entry[2]);
+}
+
 /* Gives a packet the tunnel key of an if2tunkey entry (its seven words). Returns 0 or the helper's error. */
 static __always_inline int write_tunnel_key(struct __sk_buff *skb, const __u64 *entry)
 {

@@ -18,6 +18,7 @@
 #include "decap.h"
 #include "encap.h"
 #include "maps.h"
+#include "too_big.h"
 #include "tunnel_key.h"
 #include "words.h"
 
@@ -81,16 +82,6 @@ static __always_inline int is_port(__u32 ifindex)
 	return !(slot & TM_SLOT_ENDPOINT) && device_in(slot & TM_SLOT_MASK) == ifindex;
 }
 
-/* Whether an entry (its seven words) may take the fast lane. */
-static __always_inline int is_fast(const __u64 *entry)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return !!(words_first(entry[6]) >> 16 & TM_IF_FAST);
-#else
-	return !!(words_first(entry[6]) & TM_IF_FAST);
-#endif
-}
-
 /* Sent by a tenant: put it into its tunnel. */
 SEC("classifier")
 int handle_egress(struct __sk_buff *skb)
@@ -132,11 +123,14 @@ int handle_egress(struct __sk_buff *skb)
 
 	if (endpoint)
 		skb->tc_index = 0;
-	if (is_fast(entry)) {
-		verdict = encapsulate(skb, entry, slot, target);
+	if (entry_flags(entry) & TM_IF_FAST) {
+		verdict = encapsulate(skb, entry, target);
 		if (verdict != TM_TAKE_DEVICE)
 			return verdict;
 	}
+	verdict = check_size(skb, words_first(entry[0]), target, is_whole(entry));
+	if (verdict != TM_TAKE_DEVICE)
+		return verdict;
 	if (write_tunnel_key(skb, entry))
 		return drop(skb, slot, TM_DROP_SET_TUNNEL_KEY);
 	count_tx(slot, skb_packets(skb), skb->len, 0);

@@ -297,7 +297,7 @@ fn devices_that_were_altered_or_deleted() {
         ("ip link set vxlan0 down".to_owned(), "down -> up"),
         ("ip link set vxlan0 mtu 1400".to_owned(), "MTU 1400 -> 1450"),
         (format!("ip link set {red} down"), "down -> up"),
-        (format!("ip link set {red} mtu 1300"), "MTU 1300 -> 1450"),
+        (format!("ip link set {red} mtu 1300"), "MTU 1300 -> 65535"),
         (format!("ip link set {red} nomaster"), "join bridge br-red (it is in none)"),
         (format!("bridge link set dev {red} isolated off"), "isolated off -> on"),
         ("ip link set br-red down".to_owned(), "down -> up"),

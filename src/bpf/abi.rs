@@ -113,6 +113,7 @@ plain! {
     RawCounters {
         rx_packets: u64, rx_bytes: u64, tx_packets: u64, tx_bytes: u64, rx_fast: u64, tx_fast: u64,
         drops: [u64; DROP_REASONS],
+        next_answer_ns: u64,
     }
     /// `struct tm_unknown`.
     RawUnknown { packets: u64, last_seen_ns: u64 }

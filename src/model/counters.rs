@@ -30,7 +30,7 @@ pub enum DropReason {
     Redirect,
     /// A map entry failed its check at every try.
     Inconsistent,
-    /// Larger than the way to the remote allows.
+    /// Didn't fit into the tunnel: its sender was told, unless it sends too many.
     TooBig,
     /// The fast lane could not write the outer header.
     Encapsulate,

@@ -8,6 +8,10 @@ use super::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+/// MTU of a port that we make, in bytes: as much as there is. A bridge drops without a word what is longer than its port's
+/// MTU; so it reaches the data plane, which knows what fits into the tunnel and tells the sender.
+const PORT_MTU: u32 = 65535;
+
 /// MTU assumed where the underlay's can't be found, in bytes.
 const USUAL_MTU: u32 = 1500;
 
@@ -326,7 +330,7 @@ fn planned_port(b: &mut Builder<'_>, mapping: &Mapping, port: &GeneratedPort, br
     let address = mapping.address();
     let alias = b.input.observed.instance.port_alias(&mapping.tenant, &port.node);
     let altname = format!("{}/{}", mapping.tenant, port.node);
-    let mtu = b.tunnels.get(mapping.key.tunnel.as_str()).map_or(USUAL_MTU, |t| t.mtu);
+    let mtu = PORT_MTU;
     let Some(link) = b.links.named(&mapping.interface) else {
         let kind = b.input.observed.features.port_kind;
         let name = mapping.interface.clone();

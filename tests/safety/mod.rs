@@ -28,6 +28,12 @@ pub struct Tap {
     socket: OwnedFd,
 }
 
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl Tap {
     pub fn on(netns: &Netns, interface: &str) -> Self {
         let ifindex = i32::try_from(ifindex(netns, interface)).unwrap();

@@ -1,0 +1,399 @@
+//! What happens to packets that don't fit into the tunnel: who is told, what is told, and that TCP gets along.
+//!
+//! Most tests are written once and run over {port, endpoint} x {IPv4, IPv6 underlay}; the test's name says which.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod mtu;
+mod safety;
+mod world;
+
+use mtu::{Form, Over, Packet, Pair, Tagged, checksum, next_tagged, show_tags, v4, v6};
+use safety::{BROADCAST, Tap};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use world::frames::{Capture, Frame};
+use world::harness::Netns;
+use world::*;
+
+/// Sends that much over one TCP connection; returns how much arrived.
+fn transfer(from: &Netns, to: &Netns, address: IpAddr, bytes: u64) -> u64 {
+    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0))).unwrap();
+    let target = listener.local_addr().unwrap();
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (mut total, mut buffer) = (0, vec![0; 256 << 10]);
+            loop {
+                match stream.read(&mut buffer).unwrap() {
+                    0 => return total,
+                    length => total += length as u64,
+                }
+            }
+        });
+        let mut stream = from.enter(|| TcpStream::connect_timeout(&target, PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let chunk = vec![0x5a; 64 << 10];
+        let mut left = bytes;
+        while left > 0 {
+            let length = chunk.len().min(usize::try_from(left).unwrap());
+            stream.write_all(&chunk[..length]).unwrap();
+            left -= length as u64;
+        }
+        drop(stream);
+        receiver.join().unwrap()
+    })
+}
+
+/// The MTU that a namespace has learned for an address, if any.
+fn learned(netns: &Netns, address: IpAddr) -> Option<u32> {
+    let text = netns.cmd(&format!("ip route get {address}"));
+    let mut words = text.split_whitespace();
+    words.find(|w| *w == "mtu")?;
+    words.next()?.parse().ok()
+}
+
+/// The checksum of an ICMP or ICMPv6 message with its own checksum: 0 where that is right.
+fn message_sum(packet: &[u8]) -> u16 {
+    match packet[0] >> 4 {
+        4 => checksum(&[&packet[20..]]),
+        _ => checksum(&[&packet[8..40], &[0, 0], &packet[4..6], &[0, 0, 0, 58], &packet[40..]]),
+    }
+}
+
+/// The frame that a namespace gets next, but for what its own kernel says there.
+fn next_frame(tap: &Tap, what: &str, want: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let mut found = None;
+    eventually(what, || {
+        found =
+            found.take().or_else(|| tap.drain().into_iter().find(|s| !s.outgoing && want(&s.bytes)).map(|s| s.bytes));
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn is_answer(frame: &[u8]) -> bool {
+    match (&frame[12..14], frame.len()) {
+        ([0x08, 0x00], 34..) => frame[23] == 1 && frame[34] == 3,
+        ([0x86, 0xdd], 54..) => frame[20] == 58 && frame[54] == 2,
+        _ => false,
+    }
+}
+
+// --- The test bodies that run over the matrix.
+
+/// TCP finds out what fits, and sends that from then on; nothing is cut to pieces on the underlay.
+fn tcp_learns_what_fits(form: Form, over: Over) {
+    let pair = Pair::new(form, over);
+    let [a, b] = &pair.workloads;
+    let mtu = 1500 - over.overhead();
+    let (wire, view) = (Capture::on(&pair.underlay.netns, "p0"), pair.tap(0));
+    show_tags(&view);
+    let (mut before, bytes) = (pair.too_big(), scaled(8 << 20));
+    for address in [IpAddr::from(v4(1)), v6(1).into()] {
+        assert_eq!(learned(a, address), None);
+        assert_eq!(transfer(a, b, address, bytes), bytes);
+        assert_eq!(learned(a, address), Some(mtu), "{address}");
+        let now = pair.too_big();
+        assert!(now > before, "nothing was too big for {address}");
+        before = now;
+        // Sent in large pieces whose checksums were left to the hardware; the answers aren't.
+        let answers = || std::iter::from_fn(|| next_tagged(&view)).filter(|f| is_answer(&f.bytes));
+        let sums: Vec<_> = answers().map(|f| (f.complete, message_sum(&f.bytes[14..]))).collect();
+        assert!(!sums.is_empty() && sums.iter().all(|sum| *sum == (true, 0)), "{sums:x?}");
+    }
+    let fragments = wire.seen().iter().filter(|f| f.outer().is_some_and(|o| o.fragment)).count();
+    assert_eq!(fragments, 0, "fragments on the underlay");
+}
+
+/// The answer, byte for byte: without a VLAN tag, with one, with two.
+fn answers_are_the_kernels(form: Form, over: Over) {
+    let pair = Pair::new(form, over);
+    let [near, far] = pair.macs();
+    let (here, there) = (pair.tap(0), pair.tap(1));
+    show_tags(&here);
+    // Groups are told things all the time.
+    let next = || std::iter::from_fn(|| next_tagged(&here)).find(|f| f.bytes[0] & 1 == 0);
+    let mut count = 0;
+    for tags in [vec![], vec![(0x8100, 7)], vec![(0x88a8, 0x2009), (0x8100, 11)]] {
+        let tagged = |packet: Packet| Packet { tags: tags.clone(), ..packet };
+        let fits = usize::try_from(1500 - over.overhead()).unwrap() - 4 * tags.len();
+        let (told, most) = (u32::try_from(fits).unwrap(), 1500 - 4 * tags.len());
+        for packet in [Packet::v4(fits + 1, true), Packet::v4(most, true), Packet::v6(fits + 1), Packet::v6(most)] {
+            let packet = tagged(packet);
+            here.send(&packet.frame(far, near));
+            let mut found = None;
+            eventually(&format!("an answer to {} bytes with tags {tags:x?}", packet.bytes.len()), || {
+                found = found.take().or_else(next);
+                found.is_some()
+            });
+            // The kernel takes the outermost tag off.
+            let expected = packet.clone().answer(told).frame(near, far);
+            let expected = match tags.first() {
+                Some(_) => [&expected[..12], &expected[16..]].concat(),
+                None => expected,
+            };
+            assert_eq!(found, Some(Tagged { tag: tags.first().copied(), bytes: expected, complete: true }));
+            count += 1;
+            assert_eq!(pair.too_big(), count);
+        }
+        // One byte less passes.
+        for packet in [Packet::v4(fits, true), Packet::v6(fits)] {
+            let packet = tagged(packet);
+            here.send(&packet.frame(far, near));
+            next_frame(&there, &format!("{fits} bytes with tags {tags:x?}"), |f| f.ends_with(&packet.bytes));
+        }
+        assert_eq!((pair.too_big(), next()), (count, None));
+    }
+}
+
+/// What must not be answered, or whose header can't be believed.
+fn unanswerable() -> Vec<(&'static str, [u8; 6], Packet)> {
+    let (to4, to6) = ((v4(0), v4(1)), (v6(0), v6(1)));
+    let any4 = Ipv4Addr::UNSPECIFIED;
+    let group4 = Ipv4Addr::new(224, 0, 0, 251);
+    let group6: Ipv6Addr = "ff02::fb".parse().unwrap();
+    let far = [0; 6];
+    let udp = [0x9c, 0x40, 0x13, 0x88];
+    let v4_udp = |addresses| Packet::v4_of(1500, true, 17, &udp, addresses);
+    let v6_udp = |addresses| Packet::v6_of(1500, 17, &udp, addresses);
+    let icmp = |kind: u8| Packet::v4_of(1500, true, 1, &[kind, 0, 0, 0], to4);
+    let icmp6 = |kind: u8| Packet::v6_of(1500, 58, &[kind, 0, 0, 0], to6);
+    vec![
+        ("IPv4 that may be fragmented", far, Packet::v4(1500, false)),
+        ("not IP", far, Packet::other(1500)),
+        ("a later fragment", far, Packet::v4(1500, true).with(6, 0x40 | 1)),
+        ("a broadcast frame", BROADCAST, Packet::v4(1500, true)),
+        ("a multicast frame", [0x33, 0x33, 0, 0, 0, 0xfb], Packet::v6(1500)),
+        ("to an IPv4 group", far, v4_udp((v4(0), group4))),
+        ("to the IPv4 broadcast address", far, v4_udp((v4(0), Ipv4Addr::BROADCAST))),
+        ("from no IPv4 address", far, v4_udp((any4, v4(1)))),
+        ("from IPv4's loopback", far, v4_udp((Ipv4Addr::LOCALHOST, v4(1)))),
+        ("from an IPv4 group", far, v4_udp((group4, v4(1)))),
+        ("to an IPv6 group", far, v6_udp((v6(0), group6))),
+        ("from no IPv6 address", far, v6_udp((Ipv6Addr::UNSPECIFIED, v6(1)))),
+        ("from IPv6's loopback", far, v6_udp((Ipv6Addr::LOCALHOST, v6(1)))),
+        ("from an IPv6 group", far, v6_udp((group6, v6(1)))),
+        ("destination unreachable", far, icmp(3)),
+        ("source quench", far, icmp(4)),
+        ("redirect", far, icmp(5)),
+        ("time exceeded", far, icmp(11)),
+        ("parameter problem", far, icmp(12)),
+        ("ICMPv6 destination unreachable", far, icmp6(1)),
+        ("ICMPv6 packet too big", far, icmp6(2)),
+        ("ICMPv6 parameter problem", far, icmp6(4)),
+        ("ICMPv6 redirect", far, icmp6(137)),
+        ("ICMPv6 error behind options", far, Packet::v6_of(1500, 60, &[58, 0, 1, 4, 0, 0, 0, 0, 3, 0, 0, 0], to6)),
+        ("a later IPv6 fragment", far, Packet::v6_of(1500, 44, &[17, 0, 0, 9, 0, 0, 0, 1], to6)),
+        ("options without end", far, Packet::v6_of(1500, 60, &[60, 0, 1, 4, 0, 0, 0, 0].repeat(12), to6)),
+        ("options beyond the end", far, Packet::v6_of(1500, 60, &[60, 255, 1, 4, 0, 0, 0, 0], to6)),
+        ("IPv4 of version 5", far, Packet::v4(1500, true).with(0, 0x55)),
+        ("IPv4 with a header of 16 bytes", far, Packet::v4(1500, true).with(0, 0x44)),
+        ("IPv6 of version 4", far, Packet::v6(1500).with(0, 0x45)),
+    ]
+}
+
+/// Nobody is told of these; the tunnel device carries them in fragments, and they arrive as they were sent.
+fn the_unanswerable_arrives_whole(form: Form) {
+    let pair = Pair::new(form, Over::Ipv4);
+    let [near, far] = pair.macs();
+    let (here, there, wire) = (pair.tap(0), pair.tap(1), Capture::on(&pair.underlay.netns, "p0"));
+    for (what, to, packet) in unanswerable() {
+        let to = if to == [0; 6] { far } else { to };
+        let frame = packet.frame(to, near);
+        here.send(&frame);
+        assert_eq!(next_frame(&there, what, |f| f == frame), frame);
+    }
+    let piece = |f: &&Frame| f.bytes[12..14] == [0x08, 0x00] && (f.bytes[20] & 0x3f, f.bytes[21]) != (0, 0);
+    let pieces = wire.seen().iter().filter(piece).count();
+    assert_eq!(pieces, 2 * unanswerable().len());
+    // What is answered comes after them all.
+    here.send(&Packet::v4(1500, true).frame(far, near));
+    let answers = |tap: &Tap| tap.drain().iter().filter(|s| !s.outgoing && is_answer(&s.bytes)).count();
+    let mut count = 0;
+    eventually("an answer", || {
+        count += answers(&here);
+        count > 0
+    });
+    assert_eq!((count, pair.too_big()), (1, 1));
+}
+
+/// With `df: true`, and over IPv6, nothing is cut to pieces: what can't be answered is dropped and counted, and a sender that would
+/// have let others fragment its packets is told as well.
+fn without_fragments(form: Form, over: Over) {
+    let df = if over == Over::Ipv4 { ", df: true" } else { "" };
+    let pair = Pair::with(form, over, 1500, &format!("kind: vxlan, create: true{df}"));
+    let [near, far] = pair.macs();
+    let (here, there, wire) = (pair.tap(0), pair.tap(1), Capture::on(&pair.underlay.netns, "p0"));
+    let mut sent = 0;
+    for (what, to, packet) in unanswerable().into_iter().skip(1) {
+        here.send(&packet.frame(if to == [0; 6] { far } else { to }, near));
+        sent += 1;
+        assert_eq!(pair.too_big(), sent, "{what}");
+    }
+    let packet = Packet::v4(1500, false);
+    here.send(&packet.frame(far, near));
+    let answer = next_frame(&here, "an answer", is_answer);
+    assert_eq!(answer, packet.answer(1500 - over.overhead()).frame(near, far));
+    assert_eq!(pair.too_big(), sent + 1);
+    // What fits still passes, and is all that did.
+    let last = Packet::v4(1400, false);
+    here.send(&last.frame(far, near));
+    next_frame(&there, "what fits", |f| {
+        assert!(f.len() < 1500, "{f:x?}");
+        f.ends_with(&last.bytes)
+    });
+    assert!(!wire.seen().iter().any(|f| f.outer().is_some_and(|o| o.fragment)), "fragments on the underlay");
+}
+
+macro_rules! matrix {
+    ($($body:ident),* $(,)?) => {
+        $(
+            mod $body {
+                use super::{Form, Over};
+
+                #[test]
+                fn port_over_ipv4() {
+                    super::$body(Form::Port, Over::Ipv4);
+                }
+
+                #[test]
+                fn port_over_ipv6() {
+                    super::$body(Form::Port, Over::Ipv6);
+                }
+
+                #[test]
+                fn endpoint_over_ipv4() {
+                    super::$body(Form::Endpoint, Over::Ipv4);
+                }
+
+                #[test]
+                fn endpoint_over_ipv6() {
+                    super::$body(Form::Endpoint, Over::Ipv6);
+                }
+            }
+        )*
+    };
+}
+
+matrix!(tcp_learns_what_fits, answers_are_the_kernels, without_fragments);
+
+mod the_unanswerable_arrives_whole {
+    use super::Form;
+
+    #[test]
+    fn from_a_port() {
+        super::the_unanswerable_arrives_whole(Form::Port);
+    }
+
+    #[test]
+    fn from_an_endpoint() {
+        super::the_unanswerable_arrives_whole(Form::Endpoint);
+    }
+}
+
+// --- Beside the matrix.
+
+/// That what we answer is what the kernel's own bridge and vxlan device answer.
+#[test]
+fn a_bridge_and_a_vxlan_device_of_the_kernel_answer_the_same() {
+    let underlay = Underlay::new();
+    let host = underlay.host(0);
+    let host = &host.netns;
+    let workload = Netns::new();
+    host.cmd(&format!("ip link add veth-w type veth peer name eth0 netns {}", workload.name));
+    host.cmd("ip link add vxlan9 type vxlan id 9 dstport 4790 remote 172.16.1.101 local 172.16.1.100");
+    host.cmd("ip link add br0 type bridge");
+    for link in ["veth-w", "vxlan9"] {
+        host.cmd(&format!("ip link set {link} addrgenmode none mtu 1500 master br0 up"));
+    }
+    host.cmd("ip link set br0 addrgenmode none up");
+    workload.cmd("ip link set eth0 addrgenmode none up");
+    let tap = Tap::on(&workload, "eth0");
+    let (near, far) = (safety::mac(&workload, "eth0"), [2, 0, 0, 0, 0, 1]);
+    for packet in [Packet::v4(1451, true), Packet::v4(1500, true), Packet::v6(1451), Packet::v6(1500)] {
+        tap.send(&packet.frame(far, near));
+        let answer = next_frame(&tap, "the kernel's answer", is_answer);
+        assert_eq!(answer, packet.answer(1450).frame(near, far));
+    }
+}
+
+/// The answers are paced; what isn't answered is counted all the same.
+#[test]
+fn answers_are_paced() {
+    let pair = Pair::new(Form::Endpoint, Over::Ipv4);
+    let [near, far] = pair.macs();
+    let tap = pair.tap(0);
+    let frame = Packet::v4(1500, true).frame(far, near);
+    let started = std::time::Instant::now();
+    let sent = scaled(2000);
+    for _ in 0..sent {
+        tap.send(&frame);
+    }
+    // On each CPU 50 at once and one a millisecond.
+    let elapsed = u64::try_from(started.elapsed().as_millis()).unwrap() + 1;
+    let most = (50 + elapsed) * std::thread::available_parallelism().unwrap().get() as u64;
+    assert_eq!(pair.too_big(), sent);
+    let answers = || tap.drain().iter().filter(|s| !s.outgoing && is_answer(&s.bytes)).count() as u64;
+    let first = answers();
+    assert!(first >= 50.min(sent) && first <= most, "{first} of {sent} answered within {elapsed} ms");
+
+    // The pace is kept in the counters. Far ahead, nothing is answered; and then again.
+    let dump = pair.hosts[0].dump("counters");
+    let drops = |slot: &serde_json::Value| {
+        let cpus = slot["formatted"]["values"].as_array().unwrap().iter();
+        cpus.flat_map(|cpu| cpu["value"]["drops"].as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum::<u64>()
+    };
+    let slot = dump.as_array().unwrap().iter().max_by_key(|slot| drops(slot)).unwrap();
+    let key = slot["formatted"]["key"].as_u64().unwrap();
+    let size = slot["values"][0]["value"].as_array().unwrap().len();
+    let set = |next: u64| {
+        let value = [vec![0; size - 8], next.to_ne_bytes().to_vec()].concat();
+        safety::map_write(
+            &pair.hosts[0],
+            "counters",
+            "update",
+            &u32::try_from(key).unwrap().to_ne_bytes(),
+            Some(&value),
+        );
+    };
+    for (next, expected) in [(u64::MAX / 2, 0), (0, 1)] {
+        set(next);
+        for _ in 0..3 - 2 * expected {
+            tap.send(&frame);
+        }
+        eventually("counted", || pair.too_big() == 3 - 2 * expected);
+        assert_eq!(answers(), expected);
+    }
+}
+
+/// A host that takes part itself, through a port that stands for itself, is told by its own kernel.
+#[test]
+fn a_port_with_an_address_is_answered_too() {
+    let underlay = Underlay::new();
+    let hosts = [underlay.host(0), underlay.host(1)];
+    for (n, host) in hosts.iter().enumerate() {
+        host.netns.cmd("ip link add port0 type veth peer name port0-idle");
+        host.netns.cmd("ip link set port0-idle up");
+        host.netns.cmd("ip link set port0 up");
+        host.netns.cmd(&format!("ip addr add {}/24 dev port0", v4(n)));
+        host.netns.cmd(&format!("ip addr add {}/64 dev port0 nodad", v6(n)));
+        let (own, far) = (Over::Ipv4.host(n), Over::Ipv4.host(1 - n));
+        host.write(
+            "a.yaml",
+            &format!(
+                "version: 1\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, local: {own}}}\nmappings:\n  \
+                 - {{tenant: red, interface: port0, id: 123, remote: {far}}}\n"
+            ),
+        );
+        host.apply();
+    }
+    let [a, b] = [&hosts[0].netns, &hosts[1].netns];
+    let bytes = scaled(4 << 20);
+    for address in [IpAddr::from(v4(1)), v6(1).into()] {
+        assert_pings(a, &address.to_string());
+        assert_eq!(transfer(a, b, address, bytes), bytes);
+        assert_eq!(learned(a, address), Some(1450), "{address}");
+    }
+}
