@@ -29,6 +29,7 @@ needs() {
             needs demo
             echo 'dnsmasq dnsmasq-base'
             echo 'udhcpc udhcpc'
+            echo 'ethtool ethtool'
             echo 'iperf3 iperf3'
             echo 'strace strace'
             echo 'git git'

@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tunnel_mesh::model::*;
 use tunnel_mesh::plan::{Input, plan};
+use tunnel_mesh::reconcile::chains::Chains;
+use tunnel_mesh::reconcile::history::History;
 use tunnel_mesh::reconcile::kernel::{Batch, Kernel};
 use tunnel_mesh::reconcile::progress::{Progress, RETRY_MAX, RETRY_MIN};
 use tunnel_mesh::reconcile::status::{Sources, State, Status};
@@ -87,7 +89,10 @@ impl Run {
             observed: &observed,
             plan: Some(&plan),
             traffic: &BTreeMap::new(),
+            rates: &BTreeMap::new(),
             unknown: Vec::new(),
+            chains: &Chains::default(),
+            history: &History::default(),
         });
         let wire = kernel.wire();
         for said in &status.mappings {

@@ -8,13 +8,12 @@ mod world;
 
 use harness::Netns;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use world::frames::{Capture, Frame, Outer, Tunnel};
+use world::stream::transfer;
 use world::*;
 
 /// Which addresses the hosts have on the underlay.
@@ -283,48 +282,6 @@ fn exchange_datagrams(from: &Netns, to: &Netns, addresses: [&str; 2], there: usi
     };
     one_way(&near, &far, there, 0x55);
     one_way(&far, &near, back, 0xaa);
-}
-
-/// Sends that much over one TCP connection and compares the checksums of both ends.
-fn transfer(from: &Netns, to: &Netns, address: &str, bytes: u64) {
-    let address: IpAddr = address.parse().unwrap();
-    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0))).unwrap();
-    let target = listener.local_addr().unwrap();
-    let (sent, received) = std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let (mut hash, mut total, mut buffer) = (Sha256::new(), 0_u64, vec![0; 256 << 10]);
-            loop {
-                let length = stream.read(&mut buffer).unwrap();
-                if length == 0 {
-                    return (total, hash.finalize());
-                }
-                hash.update(&buffer[..length]);
-                total += length as u64;
-            }
-        });
-        let mut stream = from.enter(|| TcpStream::connect_timeout(&target, PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let (mut hash, mut total, mut state) = (Sha256::new(), 0_u64, 0x9e37_79b9_7f4a_7c15_u64);
-        let mut chunk = vec![0_u8; 128 << 10];
-        while total < bytes {
-            for word in chunk.chunks_exact_mut(8) {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                word.copy_from_slice(&state.to_le_bytes());
-            }
-            let length = chunk.len().min(usize::try_from(bytes - total).unwrap());
-            hash.update(&chunk[..length]);
-            stream.write_all(&chunk[..length]).unwrap();
-            total += length as u64;
-        }
-        drop(stream);
-        ((total, hash.finalize()), receiver.join().unwrap())
-    });
-    assert_eq!(sent.0, bytes);
-    assert_eq!(sent, received);
 }
 
 /// Waits for the outer packet of an echo request from that underlay address.

@@ -7,6 +7,7 @@ use crate::files::accepted::Accepted;
 use crate::model::{Desired, Intent};
 use crate::reconcile::baseline::baseline;
 use crate::reconcile::control::{Answer, Request, ask};
+use crate::reconcile::history::History;
 use crate::reconcile::instance::Lock;
 use crate::reconcile::intent::{Removals, intend, same_node};
 use crate::reconcile::live::LiveKernel;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ApplyArgs {
@@ -145,6 +147,11 @@ impl ApplyArgs {
 
     fn done(&self, global: &Global, report: &Report, intent: &Intent) -> Result<Exit> {
         let paths = global.paths();
+        let mut history = History::load(&paths.state);
+        history.note(report, &intent.desired, SystemTime::now().into());
+        if let Some(Err(error)) = history.unsaved().map(|history| history.store(&paths.state)) {
+            tracing::warn!("{error:#}");
+        }
         for directory in [&paths.pins, &paths.state] {
             crate::private::give_to_owner(directory).context("hand over what was made")?;
         }

@@ -3,6 +3,7 @@
 use super::{Exit, Global, print, tell};
 use crate::files::accepted::Accepted;
 use crate::reconcile::control::{Request, ask};
+use crate::reconcile::history::History;
 use crate::reconcile::instance::Lock;
 use crate::reconcile::live::LiveKernel;
 use anyhow::{Context, Result};
@@ -37,6 +38,7 @@ impl DownArgs {
             return Ok(Exit::Partly);
         }
         Accepted::forget(&paths.state)?;
+        History::forget(&paths.state)?;
         print("Everything was removed.\n")?;
         Ok(Exit::Done)
     }

@@ -172,8 +172,9 @@ async fn live(
     let mut reconciler = Reconciler::new(kernel);
     let empty = Desired::default();
     let (observed, plan) = reconciler.plan(desired.unwrap_or(&empty), desired).await?;
-    let links: Vec<u32> = observed.links.iter().map(|l| l.ifindex).collect();
-    let chains = reconciler.kernel().chains(&links, &observed).await?;
+    let sides = [Direction::Ingress, Direction::Egress];
+    let hooks: Vec<_> = observed.links.iter().flat_map(|l| sides.map(|side| (l.ifindex, side))).collect();
+    let chains = reconciler.kernel().chains(&hooks, &observed).await?;
     Ok(Live { observed, plan, chains })
 }
 

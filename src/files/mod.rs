@@ -4,4 +4,5 @@
 
 pub mod accepted;
 pub mod read;
+pub mod record;
 pub mod watch;

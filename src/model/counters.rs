@@ -78,6 +78,33 @@ impl DropReason {
     }
 }
 
+impl DropReason {
+    /// The reason with that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+
+    /// In words, for people.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "came with a key that nobody mapped",
+            Self::NoTunnelKey => "came without a tunnel key: the tunnel device isn't in external mode",
+            Self::NoConf => "the tunnel has no device in force",
+            Self::WrongDevice => "the interface isn't the one that was mapped: it was recreated, or left the namespace",
+            Self::NoEntry => "the interface isn't mapped",
+            Self::TargetGone => "the interface to deliver to, or the tunnel device, is gone",
+            Self::SplitHorizon => "came from a tunnel and was about to leave through one",
+            Self::WrongHook => "reached an endpoint that its workload didn't send it from",
+            Self::SetTunnelKey => "the kernel refused the outer header",
+            Self::Redirect => "the kernel refused the redirect",
+            Self::Inconsistent => "a map entry failed its check at every try",
+            Self::TooBig => "larger than the tunnel has room for",
+            Self::Encapsulate => "the outer header could not be written in the fast lane",
+            Self::Decapsulate => "the outer header could not be removed in the fast lane",
+        }
+    }
+}
+
 impl fmt::Display for DropReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

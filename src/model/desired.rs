@@ -19,6 +19,35 @@ pub struct Desired {
     pub bridges: BTreeMap<String, Bridge>,
     /// Mappings by interface name: an interface has at most one.
     pub mappings: BTreeMap<Name, Mapping>,
+    /// Nodes and tenants of the whole topology.
+    #[serde(skip_serializing_if = "Mesh::is_empty", default)]
+    pub mesh: Mesh,
+}
+
+/// What the topology says beyond this node's own mappings: names for what comes from elsewhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mesh {
+    /// Nodes by their underlay addresses.
+    pub nodes: BTreeMap<IpAddr, Name>,
+    /// Tenants, those of other nodes too, by name.
+    pub tenants: Vec<MeshTenant>,
+}
+
+impl Mesh {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A tenant of the topology, whether or not this node is a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshTenant {
+    /// Name.
+    pub name: Name,
+    /// Its tunnel.
+    pub tunnel: Name,
+    /// Its id.
+    pub id: u32,
 }
 
 impl Desired {

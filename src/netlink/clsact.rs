@@ -306,30 +306,30 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Every filter at the hooks of these links, whosever they are, in the order in which they run; hooks without one are
-    /// left out. On an `ingress` qdisc, which has only that side, too.
+    /// Every filter at these hooks, whosever they are, in the order in which they run; hooks without one are
+    /// left out. An `ingress` qdisc counts too.
     ///
     /// # Errors
     /// When the kernel refuses to list.
-    pub async fn filter_chains(&self, ifindexes: &[u32]) -> Result<Vec<(u32, Direction, Vec<ListedFilter>)>> {
+    pub async fn filter_chains(&self, hooks: &[(u32, Direction)]) -> Result<Vec<(u32, Direction, Vec<ListedFilter>)>> {
         let places: BTreeMap<u32, String> = self.clsact_places().await?.into_iter().collect();
         let mut chains = Vec::new();
-        for (&ifindex, kind) in ifindexes.iter().filter_map(|i| Some((i, places.get(i)?))) {
+        for &(ifindex, direction) in hooks {
+            let Some(kind) = places.get(&ifindex) else { continue };
             // Asked for its other side, an `ingress` qdisc lists the same filters again.
-            let sides: &[Direction] =
-                if kind == CLSACT { &[Direction::Ingress, Direction::Egress] } else { &[Direction::Ingress] };
-            for &direction in sides {
-                let frames = self.filters(ifindex, direction).await?;
-                let listed = frames.iter().filter_map(|frame| filter(frame, &self.handles.all()));
-                let chain: Vec<_> = listed
-                    .map(|f| {
-                        let Filter { ours, program, kind, name, priority } = f;
-                        ListedFilter { ours: ours.is_some(), kind, priority, program, name }
-                    })
-                    .collect();
-                if !chain.is_empty() {
-                    chains.push((ifindex, direction, chain));
-                }
+            if kind != CLSACT && direction == Direction::Egress {
+                continue;
+            }
+            let frames = self.filters(ifindex, direction).await?;
+            let listed = frames.iter().filter_map(|frame| filter(frame, &self.handles.all()));
+            let chain: Vec<_> = listed
+                .map(|f| {
+                    let Filter { ours, program, kind, name, priority } = f;
+                    ListedFilter { ours: ours.is_some(), kind, priority, program, name }
+                })
+                .collect();
+            if !chain.is_empty() {
+                chains.push((ifindex, direction, chain));
             }
         }
         Ok(chains)

@@ -252,6 +252,7 @@ impl<D: Disk> Acceptance<D> {
     ///
     /// What the kernel said.
     pub fn forget(&self) -> Result<()> {
-        Accepted::forget(&self.state)
+        Accepted::forget(&self.state)?;
+        super::history::History::forget(&self.state)
     }
 }

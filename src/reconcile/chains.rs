@@ -5,7 +5,7 @@ use crate::bpf::{ForeignPrograms, tcx_programs};
 use crate::model::*;
 use crate::netlink::ListedFilter;
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is at hooks, and how much of it could be seen.
 #[derive(Debug, Clone, Default)]
@@ -40,13 +40,16 @@ impl LiveKernel {
         self.dataplane.is_half_grown()
     }
 
-    /// The chains of both hooks of these links. `observed` says which of them are ours.
+    /// The chains of these hooks. `observed` says which of what is there is ours.
     ///
     /// # Errors
     ///
     /// What the kernel said.
-    pub async fn chains(&self, ifindexes: &[u32], observed: &Observed) -> Result<Chains> {
+    pub async fn chains(&self, hooks: &[(u32, Direction)], observed: &Observed) -> Result<Chains> {
         let mut programs = ForeignPrograms::default();
+        // On an underlay device our place is beside that of others.
+        let sides: BTreeSet<_> = hooks.iter().map(|(ifindex, direction)| (*ifindex, direction.side())).collect();
+        let hooks: Vec<_> = sides.into_iter().collect();
         let mut chains: BTreeMap<(u32, Direction), Vec<ChainMember>> = BTreeMap::new();
         let ours: BTreeMap<(u32, Direction), u32> = observed
             .attachments
@@ -54,19 +57,17 @@ impl LiveKernel {
             .filter(|a| a.kind == HookKind::Tcx && a.program.is_some())
             .map(|a| ((a.ifindex, a.direction.side()), a.position))
             .collect();
-        for &ifindex in ifindexes {
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let own = ours.get(&(ifindex, direction));
-                let members: Vec<_> = (0u32..)
-                    .zip(tcx_programs(ifindex, direction)?)
-                    .map(|(place, id)| tcx_member(&mut programs, id, own == Some(&place)))
-                    .collect();
-                if !members.is_empty() {
-                    chains.insert((ifindex, direction), members);
-                }
+        for &(ifindex, direction) in &hooks {
+            let own = ours.get(&(ifindex, direction));
+            let members: Vec<_> = (0u32..)
+                .zip(tcx_programs(ifindex, direction)?)
+                .map(|(place, id)| tcx_member(&mut programs, id, own == Some(&place)))
+                .collect();
+            if !members.is_empty() {
+                chains.insert((ifindex, direction), members);
             }
         }
-        for (ifindex, direction, filters) in self.netlink.filter_chains(ifindexes).await? {
+        for (ifindex, direction, filters) in self.netlink.filter_chains(&hooks).await? {
             let members = filters.into_iter().map(|f| clsact_member(&mut programs, f));
             chains.entry((ifindex, direction)).or_default().extend(members);
         }

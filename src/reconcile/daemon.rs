@@ -13,17 +13,18 @@ use super::intent::Cause;
 use super::live::LiveKernel;
 use super::loader::Loader;
 use super::progress::Progress;
-use super::status::Daemon as Health;
+use super::status::{Daemon as Health, LastPass};
+use super::tell::Memory;
 use super::{Reconciler, Report};
 use crate::files::watch::{Stir, Watch};
-use crate::model::{Desired, HookKind, Intent};
+use crate::model::{Desired, HookKind, Intent, Moment};
 use crate::netlink::{LinkEvent, LinkWatch, UnderlayWatch};
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use anyhow::Result;
 use futures::FutureExt;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until};
 
 /// How long link events are gathered before a pass.
@@ -36,6 +37,8 @@ const UNDERLAY_PAUSE: Duration = Duration::from_secs(1);
 const EVENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the directory is looked over, whatever inotify says.
 const RESCAN: Duration = Duration::from_secs(1);
+/// How often the counters are looked at for rates, while nobody asks.
+const LOOK: Duration = Duration::from_secs(10);
 /// Every how many passes links are listed, although the kernel tells when they change.
 const LISTED: u64 = 8;
 
@@ -61,6 +64,7 @@ pub struct Daemon {
     pub(super) acceptance: Acceptance,
     pub(super) progress: Progress,
     pub(super) health: Health,
+    pub(super) memory: Memory,
     pub(super) doors: Doors,
     /// Requests that came in the middle of a pass.
     pub(super) waiting: VecDeque<Client>,
@@ -112,13 +116,19 @@ impl Daemon {
         let now = Instant::now();
         Ok(Self {
             doors: Doors::open(&paths)?,
+            memory: Memory::open(&paths.state),
             paths,
             hook,
             interval,
             reconciler: Reconciler::new(kernel),
             acceptance,
             progress: Progress::default(),
-            health: Health { running: true, pid: Some(std::process::id()), ..Health::default() },
+            health: Health {
+                running: true,
+                pid: Some(std::process::id()),
+                started: Some(SystemTime::now().into()),
+                ..Health::default()
+            },
             waiting: VecDeque::new(),
             hangup: false,
             ending: false,
@@ -145,6 +155,7 @@ impl Daemon {
         let mut files = Watch::new(self.acceptance.loader().paths());
         self.note_watch(&files);
         self.reread_or_pass().await;
+        self.look();
         notify(&[sd_notify::NotifyState::Ready]);
         crate::bpf::trim_heap();
 
@@ -188,6 +199,7 @@ impl Daemon {
                 () = sleep_until(self.next_rescan) => {
                     self.next_rescan = Instant::now() + RESCAN;
                     self.rescan(&mut files).await;
+                    self.store_history();
                     if !subscribed {
                         subscribed = self.subscribe(&mut links).await;
                     }
@@ -196,6 +208,12 @@ impl Daemon {
             self.note_watch(&files);
         };
         notify(&[sd_notify::NotifyState::Stopping]);
+        if matches!(end, End::Signal)
+            && let Some(history) = self.memory.history.unsaved()
+            && let Err(error) = history.store(&self.paths.state)
+        {
+            tracing::warn!("{error:#}");
+        }
         if let Err(error) = std::fs::remove_file(self.paths.socket()) {
             tracing::debug!("remove the control socket: {error}");
         }
@@ -340,6 +358,17 @@ impl Daemon {
         report
     }
 
+    /// Stores when mappings were changed, on another thread, where that is new.
+    fn store_history(&mut self) {
+        let Some(history) = self.memory.history.unsaved() else { return };
+        let state = self.paths.state.clone();
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = history.store(&state) {
+                tracing::warn!("{error:#}");
+            }
+        }));
+    }
+
     fn note_watch(&mut self, files: &Watch) {
         self.health.watch_overflows = files.overflows();
         self.health.watch_error = files.trouble().map(str::to_owned);
@@ -354,7 +383,18 @@ impl Daemon {
             self.reconciler.kernel().look_at_hooks();
         }
         self.pass(None).await;
+        self.look();
         crate::bpf::trim_heap();
+    }
+
+    /// Looks at the counters for rates, unless that was a while ago only.
+    fn look(&mut self) {
+        let now = self.memory.now();
+        if self.memory.looks.is_due(now, LOOK)
+            && let Ok(traffic) = self.reconciler.kernel().traffic()
+        {
+            self.memory.looks.look(now, &traffic);
+        }
     }
 
     async fn pass(&mut self, before: Option<&Desired>) -> Option<Report> {
@@ -365,7 +405,9 @@ impl Daemon {
         self.ahead = None;
         self.next_pass = Instant::now() + self.interval;
         let intent = self.acceptance.shared_intent()?;
+        let began = Instant::now();
         let result = self.attended_pass(ahead, &intent, before.unwrap_or(&intent.desired)).await?;
+        self.note_pass(began, &result, &intent);
         if let Some(pause) = self.progress.note(&result) {
             self.next_pass = Instant::now() + pause;
             self.not_before = Instant::now() + pause.min(EVENT_PAUSE_MAX);
@@ -380,6 +422,20 @@ impl Daemon {
                 None
             }
         }
+    }
+
+    fn note_pass(&mut self, began: Instant, result: &Result<Report>, intent: &Intent) {
+        let at = Moment::from(SystemTime::now());
+        self.health.last_pass = Some(LastPass {
+            at,
+            milliseconds: began.elapsed().as_millis() as u64,
+            operations: result.as_ref().map_or(0, |report| report.operations as u64),
+            good: result.as_ref().is_ok_and(Report::converged),
+        });
+        let Ok(report) = result else { return };
+        self.memory.history.note(report, &intent.desired, at);
+        let reset = |step: &Step| if let Step::ResetCounters { slot } = step { Some(*slot) } else { None };
+        self.memory.looks.forget(report.plan.operations.iter().filter_map(|o| reset(&o.step)));
     }
 
     fn tell_systemd(&mut self) {

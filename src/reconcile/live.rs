@@ -226,19 +226,12 @@ impl LiveKernel {
         if self.dataplane.capacity().is_none() {
             return Ok((BTreeMap::new(), Vec::new()));
         }
-        let traffic = self.dataplane.counters()?.into_iter().map(|(slot, c)| {
-            let counted = DropReason::ALL.iter().map(|r| (r.name().to_owned(), c.dropped(*r)));
-            let drops = counted.filter(|(_, n)| *n > 0).collect();
-            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, .. } = c;
-            (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, drops })
-        });
         let name = |index: u32| {
             let conf = observed.maps.as_ref().and_then(|m| m.conf.get(&index));
             conf.map_or_else(|| format!("tunnel index {index}"), |c| c.name.clone())
         };
         let mapped = |key: &TunKey| {
-            let entries = observed.maps.iter().flat_map(|m| &m.tunkey2if);
-            entries.into_iter().any(|(mapped, _)| mapped == key)
+            observed.maps.as_ref().is_some_and(|m| m.tunkey2if.binary_search_by_key(key, |(mapped, _)| *mapped).is_ok())
         };
         // What was mapped meanwhile is unknown no longer.
         let unknown = self.dataplane.unknown()?.into_iter().filter(|seen| !mapped(&seen.key)).map(|seen| SeenKey {
@@ -247,8 +240,28 @@ impl LiveKernel {
             remote: seen.key.remote,
             packets: seen.packets,
             last_seen_seconds: seen.age_ms / 1000,
+            nearest: None,
+            why: None,
         });
-        Ok((traffic.collect(), unknown.collect()))
+        Ok((self.traffic()?, unknown.collect()))
+    }
+
+    /// Counters by slot.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said.
+    pub fn traffic(&self) -> Result<BTreeMap<u32, Traffic>> {
+        if self.dataplane.capacity().is_none() {
+            return Ok(BTreeMap::new());
+        }
+        let traffic = self.dataplane.counters()?.into_iter().map(|(slot, c)| {
+            let counted = DropReason::ALL.iter().map(|r| (r.name().to_owned(), c.dropped(*r)));
+            let drops = counted.filter(|(_, n)| *n > 0).collect();
+            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, .. } = c;
+            (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, drops })
+        });
+        Ok(traffic.collect())
     }
 
     /// Goes on from what a killed process left, in the pin directory and of devices. Only the holder of the lock may.

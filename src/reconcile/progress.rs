@@ -1,6 +1,7 @@
 //! What a pass means for the next one and for `status`: when to try again, and what to tell meanwhile. Pure.
 
 use super::Report;
+use crate::plan::{Change, Reason};
 use anyhow::Result;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct Progress {
     pub failed_passes: u64,
     /// Operations carried out.
     pub operations: u64,
+    /// Changes that put right what others had altered.
+    pub drift_repaired: u64,
     /// What failed in the last pass.
     pub errors: Vec<String>,
     /// Failed passes since the last good one.
@@ -32,6 +35,9 @@ impl Progress {
         let good = match result {
             Ok(report) => {
                 self.operations += report.operations as u64;
+                let failed = |c: &Change| report.failures.iter().any(|(change, _)| *change == c.address);
+                let drifted = report.plan.changes.iter().filter(|c| c.reason == Reason::Drift && !failed(c));
+                self.drift_repaired += if report.changed { drifted.count() as u64 } else { 0 };
                 self.errors = report.failures.iter().map(|(change, error)| format!("{change}: {error}")).collect();
                 if self.errors.is_empty() && report.left > 0 {
                     self.errors = vec![format!("{} operations are left over; the next pass retries", report.left)];

@@ -25,7 +25,9 @@ impl Daemon {
         intent: &Intent,
         before: &Desired,
     ) -> Option<Result<Report>> {
-        let Self { paths, hook, reconciler, doors, waiting, hangup, ending, health, progress, acceptance, .. } = self;
+        let Self {
+            paths, hook, reconciler, doors, waiting, hangup, ending, health, progress, acceptance, memory, ..
+        } = self;
         let work = reconciler.pass_from(ahead, &intent.desired, Some(before));
         tokio::pin!(work);
         loop {
@@ -56,7 +58,7 @@ impl Daemon {
                         }
                         () = sleep(SOON) => {}
                     }
-                    let status = status_meanwhile(&paths.pins, *hook, intent).await;
+                    let status = status_meanwhile(&paths.pins, *hook, intent, memory).await;
                     let status = status.map(|status| with_health(status, health, progress, acceptance));
                     client.answer(status_answer(status));
                 }
@@ -148,7 +150,7 @@ impl Daemon {
     }
 
     async fn serve_status(&mut self) -> Answer {
-        let status = read_status(&mut self.reconciler, self.acceptance.intent()).await;
+        let status = read_status(&mut self.reconciler, self.acceptance.intent(), &mut self.memory).await;
         status_answer(status.map(|status| with_health(status, &self.health, &self.progress, &self.acceptance)))
     }
 }

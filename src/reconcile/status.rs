@@ -1,10 +1,14 @@
 //! What `status` tells: every mapping with its state and counters, attachments, unknown keys, drops, health. Pure.
 
+use super::chains::Chains;
+use super::history::{History, LastChange};
+use super::rates::Rates;
+use super::unknown::Explainer;
 use crate::model::*;
 use crate::plan::lanes::{Lanes, MappingLanes};
 use crate::plan::{Object, Plan};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 /// Version of the status JSON.
@@ -44,6 +48,12 @@ pub struct UnknownKey {
     pub packets: u64,
     /// Seconds since the last one.
     pub last_seen_seconds: u64,
+    /// Address of the mapping that is nearest to it, if any is near.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nearest: Option<String>,
+    /// Why it isn't that one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
 }
 
 /// State of a mapping.
@@ -72,7 +82,7 @@ impl std::fmt::Display for State {
 }
 
 /// One mapping in `status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MappingStatus {
     /// `tenant/interface`.
     pub address: String,
@@ -109,9 +119,15 @@ pub struct MappingStatus {
     pub slot: Option<u32>,
     /// Counters since the mapping got its slot.
     pub traffic: Traffic,
+    /// What passes in a second, where two looks are known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rates: Option<Rates>,
     /// The interface's own drop counters, received and sent: what was lost after the redirect.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device_dropped: Option<(u64, u64)>,
+    /// When and why it was changed last, where that is on record.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_change: Option<LastChange>,
     /// Where it was declared.
     pub origin: Origin,
 }
@@ -156,8 +172,28 @@ pub struct AttachmentStatus {
     /// Program id; absent where the attachment is defunct.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub program: Option<u32>,
-    /// Place in the chain, from 0.
+    /// Place in the chain of its kind, from 0.
     pub position: u32,
+    /// What others have on that hook, in the order in which all of them run.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub foreign: Vec<ForeignStatus>,
+}
+
+/// Somebody else's program on a hook of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignStatus {
+    /// Place among all on that hook, from 0: TCX first, then clsact.
+    pub position: u32,
+    /// Whether it runs before ours.
+    pub before: bool,
+    /// TCX or clsact.
+    pub kind: HookKind,
+    /// Program id, where it is a program.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub program: Option<u32>,
+    /// Its name, where that can be told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
 }
 
 /// The daemon's health.
@@ -168,12 +204,21 @@ pub struct Daemon {
     /// Its process id.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pid: Option<u32>,
+    /// When it started.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started: Option<Moment>,
+    /// Its last pass.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_pass: Option<LastPass>,
     /// Passes since it started.
     pub passes: u64,
     /// Passes that ended with an error.
     pub failed_passes: u64,
     /// Operations carried out since it started.
     pub operations: u64,
+    /// Changes that put right what others had altered.
+    #[serde(default)]
+    pub drift_repaired: u64,
     /// Netlink overruns.
     pub netlink_overruns: u64,
     /// Watch overflows.
@@ -183,8 +228,21 @@ pub struct Daemon {
     pub watch_error: Option<String>,
 }
 
-/// Everything `status` tells.
+/// The last pass of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastPass {
+    /// When it ended.
+    pub at: Moment,
+    /// How long it took.
+    pub milliseconds: u64,
+    /// Operations carried out.
+    pub operations: u64,
+    /// Whether it reached the desired state.
+    pub good: bool,
+}
+
+/// Everything `status` tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Version of this format.
     pub format_version: u32,
@@ -217,6 +275,9 @@ pub struct Status {
     pub unknown: Vec<UnknownKey>,
     /// Drops that belong to no tunnel or mapping, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// All drops, of mappings and tunnels too, by reason.
+    #[serde(default)]
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// What a status is made from.
@@ -234,28 +295,37 @@ pub struct Sources<'a> {
     pub plan: Option<&'a Plan>,
     /// Counters by slot.
     pub traffic: &'a BTreeMap<u32, Traffic>,
+    /// What passes in a second, by slot, where two looks are known.
+    pub rates: &'a BTreeMap<u32, Rates>,
     /// Keys that nobody mapped.
     pub unknown: Vec<UnknownKey>,
+    /// What is at our hooks.
+    pub chains: &'a Chains,
+    /// When mappings were changed.
+    pub history: &'a History,
 }
 
 impl Status {
     /// Puts the sources together.
     pub fn of(sources: Sources<'_>) -> Self {
-        let Sources { accepted, held, delayed, observed, plan, traffic, unknown } = sources;
+        let Sources { accepted, held, delayed, observed, plan, traffic, rates, mut unknown, chains, history } = sources;
         let empty = Desired::default();
         let desired = accepted.unwrap_or(&empty);
         let pending: BTreeMap<&str, &str> =
             plan.iter().flat_map(|p| &p.pending).map(|p| (p.interface.as_str(), p.why.as_str())).collect();
         let problem_of = |tunnel: &str| plan.iter().flat_map(|p| &p.problems).find(|p| p.address == tunnel);
-        let changing = |object: Object, address: &str| {
-            plan.and_then(|p| p.changes.iter().find(|c| c.object == object && c.address == address))
-        };
+        let changes: HashMap<(Object, &str), &crate::plan::Change> =
+            plan.iter().flat_map(|p| p.changes.iter().rev()).map(|c| ((c.object, c.address.as_str()), c)).collect();
+        let changing = |object: Object, address: &str| changes.get(&(object, address)).copied();
+        let links: HashMap<&str, &Link> = observed.links.iter().rev().map(|l| (l.name.as_str(), l)).collect();
+        let indexed: HashMap<u32, &Link> = observed.links.iter().map(|l| (l.ifindex, l)).collect();
+        let link_named = |name: &str| links.get(name).copied();
         let slots: BTreeMap<u32, u32> =
             observed.maps.iter().flat_map(|m| &m.if2tunkey).map(|(ifindex, e)| (*ifindex, e.slot)).collect();
         let keys: BTreeMap<TunKey, u32> =
             observed.maps.iter().flat_map(|m| &m.tunkey2if).map(|(key, value)| (*key, value.slot)).collect();
         let index_of = |tunnel: &str| {
-            let device = observed.link(tunnel).map(|l| l.ifindex);
+            let device = link_named(tunnel).map(|l| l.ifindex);
             observed.maps.as_ref().and_then(|m| m.tunnel_index(tunnel, device))
         };
         let lanes = Lanes::of(desired, observed);
@@ -263,7 +333,7 @@ impl Status {
             .mappings
             .values()
             .map(|m| {
-                let link = observed.link(&m.interface);
+                let link = link_named(&m.interface);
                 // By its key where the interface is gone or lost its entry: its drops are what one wants to know then.
                 let slot = link.and_then(|l| slots.get(&l.ifindex)).copied().or_else(|| {
                     let key = TunKey { tunnel: index_of(&m.key.tunnel)?, id: m.key.id, remote: m.key.remote };
@@ -273,7 +343,7 @@ impl Status {
                     (State::Pending, Some((*why).to_owned()))
                 } else if let Some(change) = changing(Object::Mapping, &m.address()) {
                     (State::Drifted, Some(drift(change)))
-                } else if problem_of(&m.key.tunnel).is_some() || observed.link(&m.key.tunnel).is_none() {
+                } else if problem_of(&m.key.tunnel).is_some() || link_named(&m.key.tunnel).is_none() {
                     (State::Pending, Some(format!("tunnel {} has no usable device", m.key.tunnel)))
                 } else if let Some(change) = changing(Object::Tunnel, &m.key.tunnel) {
                     (State::Drifted, Some(format!("its tunnel {}: {}", m.key.tunnel, drift(change))))
@@ -298,7 +368,9 @@ impl Status {
                     lanes: lanes.of_mapping(m),
                     slot,
                     traffic: slot.and_then(|s| traffic.get(&s)).cloned().unwrap_or_default(),
+                    rates: slot.and_then(|s| rates.get(&s)).copied(),
                     device_dropped: link.map(|l| l.dropped),
+                    last_change: history.of(&m.address()).cloned(),
                     origin: m.origin.clone(),
                 }
             })
@@ -307,7 +379,7 @@ impl Status {
             .tunnels
             .values()
             .map(|t| {
-                let link = observed.link(&t.name);
+                let link = link_named(&t.name);
                 let index = index_of(&t.name);
                 let problem = problem_of(&t.name);
                 let (state, why) = match (problem, changing(Object::Tunnel, &t.name)) {
@@ -331,14 +403,21 @@ impl Status {
             .attachments
             .iter()
             .map(|a| AttachmentStatus {
-                interface: observed.link_by_index(a.ifindex).map(|l| l.name.clone()),
+                interface: indexed.get(&a.ifindex).map(|l| l.name.clone()),
                 ifindex: a.ifindex,
                 direction: a.direction,
                 kind: a.kind,
                 program: a.program,
                 position: a.position,
+                foreign: chains.of(a.ifindex, a.direction).map(foreign).unwrap_or_default(),
             })
             .collect();
+        let explainer = Explainer::new(desired, &mappings);
+        unknown.iter_mut().for_each(|key| explainer.explain(key));
+        let mut dropped = BTreeMap::new();
+        for (reason, count) in traffic.values().flat_map(|t| &t.drops) {
+            *dropped.entry(reason.clone()).or_insert(0) += count;
+        }
         Self {
             format_version: FORMAT_VERSION,
             daemon: Daemon::default(),
@@ -356,8 +435,22 @@ impl Status {
             attachments,
             unknown,
             drops: traffic.get(&0).map(|t| t.drops.clone()).unwrap_or_default(),
+            dropped,
         }
     }
+}
+
+fn foreign(chain: &Chain) -> Vec<ForeignStatus> {
+    let ours = chain.ours().unwrap_or(chain.members.len());
+    let place = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let status = |(n, m): (usize, &ChainMember)| ForeignStatus {
+        position: place(n),
+        before: n < ours,
+        kind: m.kind,
+        program: m.program,
+        name: m.name.clone(),
+    };
+    chain.foreign().map(status).collect()
 }
 
 fn drift(change: &crate::plan::Change) -> String {

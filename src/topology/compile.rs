@@ -140,7 +140,22 @@ impl<'a> Compiler<'a> {
             let own = self.own_of(Some(node));
             self.tenants(node, &own, &mut desired, &mut claims);
         }
+        desired.mesh = self.mesh();
         desired
+    }
+
+    /// Who is who, whether or not this node has to do with it.
+    fn mesh(&self) -> Mesh {
+        let mut nodes = BTreeMap::new();
+        for (name, node) in &self.topology.nodes {
+            let name = Name::from(name.as_str());
+            nodes.extend(node.value.as_slice().iter().map(|address| (*address, name.clone())));
+        }
+        let tenants = self.topology.tenants.iter().filter_map(|(name, tenant)| {
+            let tunnel = tenant.value.tunnel.as_deref().or_else(|| self.only_tunnel())?;
+            Some(MeshTenant { name: name.as_str().into(), tunnel: tunnel.into(), id: tenant.value.id })
+        });
+        Mesh { nodes, tenants: tenants.collect() }
     }
 
     /// Underlay addresses of a node; of all of them where it may be any.

@@ -13,7 +13,7 @@ here=$(dirname "$(realpath "$0")")
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 
-tools=(dash bash busybox ip tc bridge bpftool nsenter unshare setpriv ping tcpdump strace dnsmasq udhcpc iperf3 timeout clang git nft iptables-legacy)
+tools=(dash bash busybox ip tc bridge bpftool nsenter unshare setpriv ping tcpdump strace dnsmasq udhcpc iperf3 ethtool timeout clang git nft iptables-legacy)
 
 # copy FILE [AS]: the file, under its own path, and the libraries it is linked with.
 copy() {

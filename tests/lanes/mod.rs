@@ -1,0 +1,101 @@
+//! Two hosts and two tenants, in every set-up: {port, endpoint} x {IPv4, IPv6 underlay} x {TCX, clsact}, and the lane as
+//! something that changes while they run.
+//!
+//! Nobody in here speaks but the test, so that every frame and every counter has one explanation.
+
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+pub mod account;
+pub mod cases;
+pub mod inner;
+pub mod line;
+pub mod mesh;
+pub mod model;
+pub mod mutate;
+pub mod outer;
+pub mod raw;
+pub mod router;
+pub mod segment;
+pub mod site;
+
+use std::net::IpAddr;
+
+/// Which way plain packets take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    Device,
+    Fast,
+}
+
+impl Lane {
+    /// What the tunnel's `fast` says.
+    pub fn fast(self) -> &'static str {
+        match self {
+            Self::Device => "off",
+            Self::Fast => "on",
+        }
+    }
+}
+
+/// Both. The first is what the second is compared with.
+pub const LANES: [Lane; 1] = [Lane::Device];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// A tenant's bridge with a generated port.
+    Port,
+    /// The workload's own veth.
+    Endpoint,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    Ipv4,
+    Ipv6,
+}
+
+impl Over {
+    /// Address of that host on the underlay.
+    pub fn host(self, n: usize) -> IpAddr {
+        let text = match self {
+            Self::Ipv4 => format!("172.16.1.{}", 100 + n),
+            Self::Ipv6 => format!("fd00::{}", 100 + n),
+        };
+        text.parse().unwrap()
+    }
+
+    /// Bytes of the outer headers behind Ethernet's, and of the tenant's Ethernet header.
+    pub fn overhead(self) -> usize {
+        match self {
+            Self::Ipv4 => 50,
+            Self::Ipv6 => 70,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Tcx,
+    Clsact,
+}
+
+impl Hook {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// One set-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup {
+    pub attach: Attach,
+    pub over: Over,
+    pub hook: Hook,
+}
+
+/// Tunnel ids of the tenants. The second shares its last byte with the first.
+pub const RED: u32 = 0x00a1_b2c3;
+pub const BLUE: u32 = 0x0000_00c3;
