@@ -24,20 +24,17 @@ pub(super) fn told(desired: &Desired, observed: &Observed) -> Vec<Told> {
 
 /// How many are fast; then, for each reason and way, who isn't and why.
 pub(super) fn lines<'a>(all: impl Iterator<Item = (&'a str, &'a MappingLanes)>) -> (String, Vec<String>) {
-    let (mut fast, mut slow) = (0, 0);
+    let mut counts = [(0, "fast"), (0, "one way only"), (0, "by the tunnel device")];
     let mut reasons: BTreeMap<(&Why, &str), Vec<&str>> = BTreeMap::new();
     for (address, lanes) in all {
-        let told = lanes.reasons();
-        *(if told.is_empty() { &mut fast } else { &mut slow }) += 1;
-        for (way, why) in told {
+        let slow = [&lanes.sent_by_device, &lanes.received_by_device].into_iter().flatten().count();
+        counts[slow].0 += 1;
+        for (way, why) in lanes.reasons() {
             reasons.entry((why, way)).or_default().push(address);
         }
     }
-    let summary = match (fast, slow) {
-        (fast, 0) => format!("{fast} fast"),
-        (0, slow) => format!("{slow} by the tunnel device"),
-        (fast, slow) => format!("{fast} fast, {slow} not or one way only"),
-    };
+    let some: Vec<String> =
+        counts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
     let line = |((why, way), addresses): ((&Why, &str), Vec<&str>)| {
         let more = match addresses.len().saturating_sub(NAMED) {
             0 => String::new(),
@@ -46,7 +43,7 @@ pub(super) fn lines<'a>(all: impl Iterator<Item = (&'a str, &'a MappingLanes)>) 
         let named: Vec<&str> = addresses.into_iter().take(NAMED).collect();
         format!("{}{more}: {way} by the tunnel device: {}", named.join(", "), why.what)
     };
-    (summary, reasons.into_iter().map(line).collect())
+    (some.join(", "), reasons.into_iter().map(line).collect())
 }
 
 #[cfg(test)]
@@ -62,14 +59,14 @@ mod tests {
         let names: Vec<String> = (0..8).map(|n| format!("red/{n}")).collect();
         let all = names.iter().map(|n| (n.as_str(), if n == "red/7" { &half } else { &slow }));
         let (summary, told) = lines(all);
-        assert_eq!(summary, "8 by the tunnel device");
+        assert_eq!(summary, "1 one way only, 7 by the tunnel device");
         let expected = [
             "red/7: received by the tunnel device: so",
             "red/0, red/1, red/2, red/3, red/4 and 2 more: sent and received by the tunnel device: so",
         ];
         assert_eq!(told, expected);
         let fast = MappingLanes::default();
-        assert_eq!(lines([("a", &fast), ("b", &slow)].into_iter()).0, "1 fast, 1 not or one way only");
+        assert_eq!(lines([("a", &fast), ("b", &slow)].into_iter()).0, "1 fast, 1 by the tunnel device");
         assert_eq!(lines([("a", &fast)].into_iter()), ("1 fast".to_owned(), vec![]));
     }
 }
