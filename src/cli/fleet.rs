@@ -317,7 +317,10 @@ impl std::fmt::Display for FleetSummary {
         }
         match (self.mesh_errors, self.mesh_warnings) {
             (0, 0) => f.write_str("; both ends of every link agree"),
-            (errors, warnings) => write!(f, "; mesh check: {errors} errors, {warnings} warnings"),
+            (errors, warnings) => {
+                let many = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
+                write!(f, "; mesh check: {}, {}", many(errors, "error"), many(warnings, "warning"))
+            }
         }
     }
 }

@@ -130,6 +130,15 @@ pub enum OuterField {
     Fixed(u8),
 }
 
+impl fmt::Display for OuterField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inherit => f.write_str("inherit"),
+            Self::Fixed(value) => write!(f, "{value}"),
+        }
+    }
+}
+
 /// What identifies a mapping on the wire: tunnel device, tunnel id and the far underlay address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TunnelKey {

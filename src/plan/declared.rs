@@ -105,12 +105,14 @@ fn tunnel_details(old: &Tunnel, new: &Tunnel) -> Vec<String> {
     note("IPv4 source", none(old.local.v4.map(|a| a.to_string())), none(new.local.v4.map(|a| a.to_string())));
     note("IPv6 source", none(old.local.v6.map(|a| a.to_string())), none(new.local.v6.map(|a| a.to_string())));
     note("MTU", auto(old.mtu), auto(new.mtu));
-    note("ttl", format!("{:?}", old.ttl), format!("{:?}", new.ttl));
-    note("tos", format!("{:?}", old.tos), format!("{:?}", new.tos));
+    note("ttl", old.ttl.to_string(), new.ttl.to_string());
+    note("tos", old.tos.to_string(), new.tos.to_string());
     note("df", old.df.to_string(), new.df.to_string());
-    note("checksum", format!("{:?}", old.checksum), format!("{:?}", new.checksum));
+    let usual = |checksum: Option<bool>| checksum.map_or_else(|| "as usual".to_owned(), |c| c.to_string());
+    note("checksum", usual(old.checksum), usual(new.checksum));
     note("mark", old.mark.to_string(), new.mark.to_string());
-    note("fast", format!("{:?}", old.fast), format!("{:?}", new.fast));
+    let fast = |fast: Fast| format!("{fast:?}").to_lowercase();
+    note("fast", fast(old.fast), fast(new.fast));
     out
 }
 

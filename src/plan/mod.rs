@@ -29,6 +29,7 @@ mod live;
 mod mappings;
 pub mod mesh;
 mod operation;
+pub mod room;
 mod slots;
 mod views;
 

@@ -54,10 +54,10 @@ pub(super) fn differences(live: Option<&IfEntry>, want: &IfEntry) -> Vec<String>
             out.push(format!("slot {} -> {}", live.slot, want.slot));
         }
         if live.ttl != want.ttl {
-            out.push(format!("ttl {:?} -> {:?}", live.ttl, want.ttl));
+            out.push(format!("ttl {} -> {}", live.ttl, want.ttl));
         }
         if live.tos != want.tos {
-            out.push(format!("tos {:?} -> {:?}", live.tos, want.tos));
+            out.push(format!("tos {} -> {}", live.tos, want.tos));
         }
         if live.df != want.df {
             out.push(format!("df {} -> {}", live.df, want.df));

@@ -41,13 +41,6 @@ pub fn flow(fields: &[(&str, String)]) -> String {
     format!("{{{}}}", fields.join(", "))
 }
 
-fn outer(field: OuterField) -> String {
-    match field {
-        OuterField::Inherit => "inherit".to_owned(),
-        OuterField::Fixed(value) => value.to_string(),
-    }
-}
-
 /// The fields of a tunnel that aren't the usual ones, without its sources.
 pub fn tunnel_fields(tunnel: &Tunnel) -> Vec<(&'static str, String)> {
     let mut fields = vec![("kind", tunnel.kind.to_string())];
@@ -61,10 +54,10 @@ pub fn tunnel_fields(tunnel: &Tunnel) -> Vec<(&'static str, String)> {
         fields.push(("mtu", mtu.to_string()));
     }
     if tunnel.ttl != OuterField::Fixed(64) {
-        fields.push(("ttl", outer(tunnel.ttl)));
+        fields.push(("ttl", tunnel.ttl.to_string()));
     }
     if tunnel.tos != OuterField::Fixed(0) {
-        fields.push(("tos", outer(tunnel.tos)));
+        fields.push(("tos", tunnel.tos.to_string()));
     }
     if tunnel.df {
         fields.push(("df", "true".to_owned()));

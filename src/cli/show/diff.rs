@@ -5,6 +5,7 @@
 
 use super::Shown;
 use crate::model::*;
+use crate::plan::{Change, Reason};
 use crate::topology::adopt;
 use crate::topology::write::{address, flow, scalar, tunnel_fields};
 use std::collections::BTreeMap;
@@ -22,15 +23,22 @@ pub(in crate::cli) fn plan(shown: &Shown<'_>) -> String {
 }
 
 fn before(shown: &Shown<'_>) -> String {
-    match shown.observed {
-        Some(observed) => write(&live(shown, observed), Some(observed), &BTreeMap::new()),
-        None => shown.before.map(|before| write(before, None, &BTreeMap::new())).unwrap_or_default(),
-    }
+    let Some(observed) = shown.observed else {
+        return shown.before.map(|before| write(before, None, &Notes::new())).unwrap_or_default();
+    };
+    // What no topology would say: an entry of its own kind, a map that lacks one, a program that is gone.
+    let drifted = |c: &&Change| c.reason == Reason::Drift && !c.details.is_empty();
+    let notes = shown.plan.changes.iter().filter(drifted).map(|c| {
+        let interface = c.after.as_ref().or(c.before.as_ref()).map(|view| view.interface.as_str());
+        let name = interface.unwrap_or_else(|| c.address.rsplit('/').next().unwrap_or_default());
+        (name.to_owned(), format!("drift: {}", c.details.join("; ")))
+    });
+    write(&live(shown, observed), Some(observed), &notes.collect())
 }
 
 fn after(shown: &Shown<'_>) -> String {
-    let pending = shown.plan.pending.iter().map(|p| (p.interface.as_str(), p.why.as_str())).collect();
-    write(shown.desired, shown.observed, &pending)
+    let pending = shown.plan.pending.iter().map(|p| (p.interface.clone(), format!("pending: {}", p.why)));
+    write(shown.desired, shown.observed, &pending.collect())
 }
 
 /// The live state, with the names that only files know.
@@ -61,8 +69,12 @@ fn live(shown: &Shown<'_>, observed: &Observed) -> Desired {
     live
 }
 
-/// Canonical text. `pending` has what waits, by interface.
-fn write(state: &Desired, observed: Option<&Observed>, pending: &BTreeMap<&str, &str>) -> String {
+/// What is said beside a line, by the name of its device.
+type Notes = BTreeMap<String, String>;
+
+/// Canonical text.
+fn write(state: &Desired, observed: Option<&Observed>, notes: &Notes) -> String {
+    let note = |name: &str| notes.get(name).map(|note| format!("  # {}", note.replace('\n', " "))).unwrap_or_default();
     let is_live = state.revision == "live";
     let mut out = String::new();
     let mut section = |name: &str, lines: Vec<String>| {
@@ -79,7 +91,7 @@ fn write(state: &Desired, observed: Option<&Observed>, pending: &BTreeMap<&str, 
             let asked = crate::plan::tunnel_mtu(observed, &tunnel);
             tunnel.mtu = if is_live { device.map(|d| d.mtu) } else { Some(asked) };
         }
-        let missing = if is_live && device.is_none() { "  # no device" } else { "" };
+        let missing = if is_live && device.is_none() { "  # no device".to_owned() } else { note(&tunnel.name) };
         format!("  {}: {}{missing}\n", scalar(&tunnel.name), flow(&tunnel_fields(&tunnel)))
     });
     section("tunnels", tunnels.collect());
@@ -105,8 +117,7 @@ fn write(state: &Desired, observed: Option<&Observed>, pending: &BTreeMap<&str, 
             fields.push(("bridge", scalar(&port.bridge)));
             fields.push(("to", scalar(&port.node)));
         }
-        let note = pending.get(mapping.interface.as_str()).map(|why| format!("  # pending: {why}")).unwrap_or_default();
-        format!("  - {}{note}\n", flow(&fields))
+        format!("  - {}{}\n", flow(&fields), note(&mapping.interface))
     });
     section("mappings", mappings.collect());
     out

@@ -1,8 +1,9 @@
 //! A plan as JSON.
 
-use super::{Guard, Shown, Summary};
+use super::{Guard, Shown, Summary, warnings};
 use crate::cli::lanes;
 use crate::model::Throughput;
+use crate::plan::room::TooLarge;
 use crate::plan::{Change, FORMAT_VERSION, Operation, Pending, Problem, fingerprint};
 use serde::Serialize;
 
@@ -24,6 +25,8 @@ pub(in crate::cli) struct Document<'a> {
     /// The lane of every mapping, and why; absent where no live state is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     lanes: Option<Vec<lanes::Told>>,
+    /// What tenants send and their tunnels have no room for.
+    warnings: Vec<TooLarge>,
     summary: Summary,
     guard: &'a Guard,
 }
@@ -49,6 +52,7 @@ pub(in crate::cli) fn document<'a>(shown: &'a Shown<'a>) -> Document<'a> {
         pending: &shown.plan.pending,
         problems: &shown.plan.problems,
         lanes: shown.observed.map(|observed| lanes::told(shown.desired, observed)),
+        warnings: warnings(shown),
         summary: Summary::of(shown.plan),
         guard: shown.guard,
     }

@@ -8,6 +8,7 @@ pub(super) mod markdown;
 pub(super) mod text;
 
 use crate::model::{Desired, Intent, Name, Observed, Throughput};
+use crate::plan::room::{TooLarge, too_large};
 use crate::plan::{Change, ChangeAction, Object, Plan, Reason};
 use crate::topology::guard;
 use serde::Serialize;
@@ -119,6 +120,11 @@ impl std::fmt::Display for Summary {
             n => write!(f, "; {n} operations"),
         }
     }
+}
+
+/// What would be too large for its tunnel, as far as it is live.
+pub(super) fn warnings(shown: &Shown<'_>) -> Vec<TooLarge> {
+    shown.observed.map(|observed| too_large(shown.desired, observed)).unwrap_or_default()
 }
 
 /// Whether nothing changes.

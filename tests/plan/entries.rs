@@ -1,0 +1,101 @@
+//! Map entries as an operator would write them with bpftool: encoded here anew, from `bpf-src/abi.h`, not by the program
+//! under test.
+
+use std::net::IpAddr;
+
+/// The constants of the check.
+const CHECK: [u64; 9] = [
+    0xb510_d446_f113_0d99,
+    0xbc35_8b2b_0d78_9519,
+    0xc1da_3785_97ae_d493,
+    0xe993_9c63_0de5_fe7f,
+    0x9bcd_adea_3273_4b6f,
+    0x99db_ffe9_70c4_db37,
+    0xf313_409c_626e_b5f9,
+    0xb0b1_58f5_337b_0235,
+    0xdfc8_7f3a_b59b_5fd5,
+];
+
+fn check(words: &[u64]) -> u32 {
+    let mut sum = CHECK[0];
+    for (n, word) in words.iter().enumerate() {
+        sum = sum.wrapping_add(word.wrapping_mul(CHECK[n + 1]));
+    }
+    (sum >> 32) as u32
+}
+
+fn words(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks(8).map(|c| u64::from_ne_bytes(c.try_into().unwrap())).collect()
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// Key of `tunkey2if`.
+pub fn tunkey(tunnel: u32, id: u32, remote: IpAddr) -> Vec<u8> {
+    [&tunnel.to_ne_bytes()[..], &id.to_ne_bytes(), &mapped(remote)].concat()
+}
+
+fn slot_word(slot: u32, endpoint: bool) -> u32 {
+    slot | if endpoint { 0x8000_0000 } else { 0 }
+}
+
+/// Value of `tunkey2if`.
+pub fn slot_ref(key: &[u8], slot: u32, endpoint: bool) -> Vec<u8> {
+    let slot = slot_word(slot, endpoint);
+    let mut checked = words(key);
+    checked.push(u64::from(slot));
+    [slot.to_ne_bytes(), check(&checked).to_ne_bytes()].concat()
+}
+
+/// Value of `if2tunkey`, without what the fast lane adds.
+#[derive(Debug, Clone, Copy)]
+pub struct IfEntry {
+    pub slot: u32,
+    pub endpoint: bool,
+    pub tunnel: u32,
+    pub id: u32,
+    pub remote: IpAddr,
+    pub local: IpAddr,
+    /// `None`: inherited.
+    pub ttl: Option<u8>,
+    pub tos: Option<u8>,
+    pub df: bool,
+    pub checksum: bool,
+}
+
+impl IfEntry {
+    pub fn encode(&self, ifindex: u32) -> Vec<u8> {
+        let flags = [(self.ttl.is_none(), 1u16), (self.tos.is_none(), 2), (self.df, 4), (self.checksum, 8)];
+        let flags: u16 = flags.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum();
+        let mut value = Vec::new();
+        value.extend(slot_word(self.slot, self.endpoint).to_ne_bytes());
+        value.extend(0u32.to_ne_bytes());
+        value.extend(tunkey(self.tunnel, self.id, self.remote));
+        value.extend(mapped(self.local));
+        value.extend([self.ttl.unwrap_or(0), self.tos.unwrap_or(0)]);
+        value.extend(flags.to_ne_bytes());
+        value.extend([0; 4]);
+        let mut checked = vec![u64::from(ifindex), u64::from(slot_word(self.slot, self.endpoint))];
+        checked.extend(&words(&value)[1..]);
+        value[4..8].copy_from_slice(&check(&checked).to_ne_bytes());
+        value
+    }
+}
+
+/// Value of `conf`, of so many bytes.
+pub fn conf(ifindex: u32, name: &str, mark: u16, size: usize) -> Vec<u8> {
+    let mut value = [ifindex, 1, u32::from(mark), 0].map(u32::to_ne_bytes).concat();
+    value.extend(name.as_bytes());
+    value.resize(size, 0);
+    value
+}
+
+/// Value of `devs`.
+pub fn dev(ifindex: u32) -> Vec<u8> {
+    [ifindex, 0].map(u32::to_ne_bytes).concat()
+}
