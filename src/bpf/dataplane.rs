@@ -13,7 +13,7 @@ use crate::model::{
     Counters, Direction, FIRST_MAPPING_SLOT, IfEntry, LoadedProgram, MapState, Program, SlotRef, TunKey, UnknownKey,
 };
 use anyhow::{Context, Result, bail};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -190,6 +190,17 @@ impl Dataplane {
         Ok(counters)
     }
 
+    /// Names of tunnels by index, from `conf`.
+    pub fn tunnel_names(&self) -> Result<BTreeMap<u32, String>> {
+        let conf = self.maps()?.conf.read_all::<u32, RawConf>()?;
+        Ok(conf.iter().filter_map(|(index, raw)| Some((*index, raw.decode()?.name))).collect())
+    }
+
+    /// Keys that `unknown` has room for; the least recently seen make room for new ones.
+    pub fn unknown_capacity(&self) -> Result<u32> {
+        Ok(self.maps()?.unknown.fd.info().max_entries)
+    }
+
     /// Keys that packets came with and nobody mapped, the last seen first.
     pub fn unknown(&self) -> Result<Vec<UnknownKey>> {
         let entries = self.maps()?.unknown.read_all::<RawTunKey, RawUnknown>()?;
@@ -292,7 +303,7 @@ impl Dataplane {
         let mut failures = Vec::new();
         let mut attempt = |result: Result<()>| failures.extend(result.err());
         for set in [self.pins.clone(), self.pins.next()] {
-            for name in ours(&list(&set.links_dir())?, |name| matches!(name, "ingress" | "egress")) {
+            for name in ours(&list(&set.links_dir())?, |name| matches!(name, "ingress" | "egress" | "underlay")) {
                 attempt(super::tcx::discard(&set.links_dir().join(name)));
             }
             for name in ours(&list(&set.programs_dir())?, |name| name == "handle") {
@@ -343,6 +354,7 @@ fn uses(maps: &Maps, program: Program) -> Vec<u32> {
     let own = match program {
         Program::HandleEgress => vec![&maps.if2tunkey],
         Program::HandleIngress { .. } => vec![&maps.tunkey2if, &maps.unknown],
+        Program::HandleUnderlay { .. } => vec![&maps.tunkey2if],
     };
     both.chain(own).map(|map| map.fd.info().id).collect()
 }

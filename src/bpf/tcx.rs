@@ -107,9 +107,11 @@ impl Dataplane {
         if chain.is_empty() {
             return Ok(Vec::new());
         }
-        let ours = Pinned::open(&self.pins.link(ifindex, Direction::Ingress), ifindex, Direction::Ingress)?;
-        let ours = ours.map(|pinned| pinned.info.id);
-        Ok(chain.into_iter().filter(|(_, link)| Some(*link) != ours).map(|(program, _)| program).collect())
+        let mut ours = Vec::new();
+        for hook in [Direction::Ingress, Direction::Underlay] {
+            ours.extend(Pinned::open(&self.pins.link(ifindex, hook), ifindex, hook)?.map(|pinned| pinned.info.id));
+        }
+        Ok(chain.into_iter().filter(|(_, link)| !ours.contains(link)).map(|(program, _)| program).collect())
     }
 
     /// Attaches a pinned program at the head of a hook's chain, and pins the attachment.
@@ -280,15 +282,11 @@ pub(super) fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)
 
 fn attach_type(direction: Direction) -> u32 {
     match direction {
-        Direction::Ingress => TCX_INGRESS,
+        Direction::Ingress | Direction::Underlay => TCX_INGRESS,
         Direction::Egress => TCX_EGRESS,
     }
 }
 
 fn hook(ifindex: u32, direction: Direction) -> String {
-    let direction = match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    };
     format!("the TC {direction} of ifindex {ifindex}")
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod down;
 mod fleet;
 mod graph;
+mod lanes;
 mod man;
 mod offline;
 mod paint;

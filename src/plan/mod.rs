@@ -22,6 +22,9 @@ pub mod declared;
 mod devices;
 mod fingerprint;
 mod hooks;
+pub mod lanes;
+#[cfg(test)]
+mod lanes_tests;
 mod live;
 mod mappings;
 pub mod mesh;
@@ -87,6 +90,8 @@ pub enum Object {
     Tunnel,
     /// A bridge.
     Bridge,
+    /// A device that carries tunnels.
+    Underlay,
     /// A mapping.
     Mapping,
 }
@@ -300,6 +305,8 @@ pub enum Step {
         link: Option<LinkRef>,
         /// Value for `tc_index`.
         mark: u16,
+        /// What the entry is for.
+        role: Role,
         /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
         /// forget the device that it names.
         without_device: bool,
@@ -391,6 +398,11 @@ pub enum LinkEdit {
     Isolated(bool),
     /// Whether a vxlan device learns addresses.
     Learning(bool),
+    /// Forwards IPv4, or IPv6 where said: the fast lane looks its routes up as if the tunnel device forwarded.
+    Forward {
+        /// IPv6.
+        ipv6: bool,
+    },
     /// Local address of a vxlan device, in place of one of the same family.
     VxlanLocal(std::net::IpAddr),
     /// Alias.

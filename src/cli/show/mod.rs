@@ -160,8 +160,9 @@ fn group(object: Object, address: &str) -> (u8, String) {
         (Object::DataPlane, _) => (0, "data plane".to_owned()),
         (Object::Tunnel, _) => (1, "tunnels".to_owned()),
         (Object::Bridge, _) => (2, "bridges".to_owned()),
-        (Object::Mapping, Some((tenant, _))) => (3, format!("tenant {tenant}")),
-        (Object::Mapping, None) => (4, "mappings".to_owned()),
+        (Object::Underlay, _) => (3, "underlay".to_owned()),
+        (Object::Mapping, Some((tenant, _))) => (4, format!("tenant {tenant}")),
+        (Object::Mapping, None) => (5, "mappings".to_owned()),
     }
 }
 
@@ -197,6 +198,15 @@ fn reason(reason: Reason) -> &'static str {
         Reason::InterfaceGone => "interface gone",
         Reason::Upgrade => "upgrade",
     }
+}
+
+/// Which lanes the mappings take, in words: a summary and the reasons. `None` where no live state is known.
+fn lanes(shown: &Shown<'_>) -> Option<(String, Vec<String>)> {
+    let told = super::lanes::told(shown.desired, shown.observed?);
+    if told.is_empty() {
+        return None;
+    }
+    Some(super::lanes::lines(told.iter().map(|m| (m.address.as_str(), &m.lanes))))
 }
 
 /// Where the generated port of a change leads to.
