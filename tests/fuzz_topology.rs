@@ -145,7 +145,7 @@ fn mutate(dice: &mut Dice, text: &mut Vec<u8>, corpus: &[Vec<u8>]) {
         7..=9 => {
             let mut all = lines(text);
             let n = dice.below(all.len());
-            let foreign = lines(dice.of(corpus));
+            let foreign = lines(dice.of::<Vec<u8>>(corpus));
             let line = all.get(n).cloned().unwrap_or_default();
             match dice.below(5) {
                 0 => all.insert(n, line),
