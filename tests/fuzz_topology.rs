@@ -97,7 +97,8 @@ const PIECES: [&str; 62] = [
     "  ",
 ];
 
-fn corpus() -> Vec<Vec<u8>> {
+/// Texts to start from, right ones first, and how many those are.
+fn corpus() -> (Vec<Vec<u8>>, usize) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let mut out = Vec::new();
     let mut folders = vec![root.join("tests/cases"), root.join("examples/topologies")];
@@ -113,7 +114,14 @@ fn corpus() -> Vec<Vec<u8>> {
         }
     }
     assert!(out.len() > 30);
-    out
+    let valid = |text: &Vec<u8>| {
+        let parsed = parse(&SourceFile { name: "t.yaml".to_owned(), text: text.clone() });
+        diagnose([&parsed], Some(&NodeChoice::Named("host0".to_owned()))).is_empty()
+    };
+    let (mut all, wrong): (Vec<Vec<u8>>, Vec<Vec<u8>>) = out.into_iter().partition(valid);
+    let right = all.len();
+    all.extend(wrong);
+    (all, right)
 }
 
 /// Lines of a text, as bytes, with their ends.
@@ -173,7 +181,8 @@ fn mutate(dice: &mut Dice, text: &mut Vec<u8>, corpus: &[Vec<u8>]) {
     }
 }
 
-fn input(seed: u64, number: u64, corpus: &[Vec<u8>]) -> Vec<u8> {
+/// One input. The first `right` texts of the corpus are right ones.
+fn input(seed: u64, number: u64, corpus: &[Vec<u8>], right: usize) -> Vec<u8> {
     let mut dice = Dice(seed ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03));
     if dice.below(10) == 0 {
         return (0..dice.below(200)).map(|_| dice.roll() as u8).collect();
@@ -181,8 +190,9 @@ fn input(seed: u64, number: u64, corpus: &[Vec<u8>]) -> Vec<u8> {
     if dice.below(10) == 0 {
         return (0..dice.below(40)).flat_map(|_| format!("{}\n", dice.of(&PIECES)).into_bytes()).collect();
     }
-    let mut text = dice.of(corpus).clone();
-    for _ in 0..=dice.below(6) {
+    let from = if dice.below(3) == 0 { corpus } else { &corpus[..right] };
+    let mut text = dice.of::<Vec<u8>>(from).clone();
+    for _ in 0..=dice.below(4) {
         mutate(&mut dice, &mut text, corpus);
     }
     text
@@ -258,10 +268,10 @@ fn the_reader_survives_anything_and_accepts_only_what_the_schema_does() {
     let (inputs, seed) = (number("FUZZ_INPUTS", 4000), number("FUZZ_SEED", 2026));
     let only = std::env::var("FUZZ_ONLY").ok().map(|text| text.parse::<u64>().unwrap());
     let schema = jsonschema::options().should_validate_formats(true).build(&schema()).unwrap();
-    let corpus = corpus();
+    let (corpus, right) = corpus();
     let (mut accepted, mut formed) = (0u64, 0u64);
     for n in only.map_or(0..inputs, |n| n..n + 1) {
-        let text = input(seed, n, &corpus);
+        let text = input(seed, n, &corpus, right);
         if only.is_some() {
             eprintln!("{}", String::from_utf8_lossy(&text));
         }
