@@ -12,7 +12,7 @@ endif
 SCRIPTS = .ci/run $(wildcard scripts/*.sh examples/*.sh tests/vm/*.sh) tests/vm/init
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-% build demo bench bench-control test test-host test-demo test-vm lint bpffs clean
+.PHONY: help deps deps-% build install demo bench bench-control test test-host test-demo test-vm lint bpffs clean
 
 help: ## this list
 	@echo 'make demo   installs what is missing, builds, and shows three hosts with two tenants on this machine'
@@ -28,6 +28,25 @@ deps-%:
 
 build: deps-build ## target/release/tunnel-mesh
 	$(CARGO) build --release --locked
+
+# Where packages put files; DESTDIR comes before all of it.
+DESTDIR ?=
+PREFIX ?= /usr
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+install: ## what `make build` made, with unit, completions, manual pages and schema; DESTDIR=, PREFIX=/usr
+	@[ -x $(BIN) ] || { echo "no $(BIN): run make build first" >&2; exit 1; }
+	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/tunnel-mesh
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system packaging/systemd/*.service
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d packaging/sysusers.d/*.conf
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d packaging/tmpfiles.d/*.conf
+	install -d -m 0755 $(DESTDIR)/etc/tunnel-mesh/topology.d $(SHARE)/man/man1 $(SHARE)/tunnel-mesh \
+		$(SHARE)/bash-completion/completions $(SHARE)/zsh/vendor-completions $(SHARE)/fish/vendor_completions.d
+	$(BIN) completions bash >$(SHARE)/bash-completion/completions/tunnel-mesh
+	$(BIN) completions zsh >$(SHARE)/zsh/vendor-completions/_tunnel-mesh
+	$(BIN) completions fish >$(SHARE)/fish/vendor_completions.d/tunnel-mesh.fish
+	$(BIN) man --dir $(SHARE)/man/man1
+	$(BIN) schema >$(SHARE)/tunnel-mesh/tunnel-mesh.schema.json
 
 demo: deps-demo build bpffs ## three hosts, two tenants, real traffic; MODE=clsact without TCX, BIN=... another binary
 	$(SUDO) env MODE=$(MODE) BIN=$(BIN) examples/demo.sh
@@ -55,7 +74,7 @@ bench-control: deps-build deps-bench bpffs ## the control plane beside its peers
 
 lint: deps-build deps-lint ## formatting, clippy, rustdoc, shellcheck
 	$(CARGO) fmt --check
-	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c tests/programs/*.c)
+	clang-format --dry-run -Werror $(wildcard bpf-src/*.h bpf-src/*.c tests/programs/*.c benches/datapath/programs/*.c)
 	shellcheck $(SCRIPTS)
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --quiet

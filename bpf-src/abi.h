@@ -11,10 +11,14 @@
 
 #include <linux/types.h>
 
-#define TM_ABI_VERSION 1
+#define TM_ABI_VERSION 2
 
-/* Entries of `conf`. Index 0 is never a tunnel. Slots below are tunnels, from there mappings. */
+/* Entries of `conf`: tunnels, and the underlay devices on which they are decapsulated. Index 0 is neither. Slots below
+ * are those, from there mappings. */
 #define TM_TUNNEL_INDEXES 64
+
+/* Tunnels that one underlay device decapsulates. */
+#define TM_UNDERLAY_PORTS 8
 
 /* Entries of `unknown`. */
 #define TM_UNKNOWN_ENTRIES 1024
@@ -23,14 +27,23 @@
 #define TM_SLOT_MASK 0x0fffffffU
 #define TM_SLOT_ENDPOINT 0x80000000U
 
+/* Place of the IPv6 address in tm_conf.detail. */
+#define TM_LOCAL6 2
+
 /* tm_conf.flags */
 #define TM_CONF_VALID 0x1U
+#define TM_CONF_UNDERLAY 0x2U    /* an underlay device, not a tunnel */
+#define TM_CONF_FAST 0x4U        /* the underlay's program may decapsulate it */
+#define TM_CONF_GENEVE 0x8U      /* Geneve, else VXLAN */
+#define TM_CONF_ZERO_CSUM6 0x10U /* IPv6 packets without a UDP checksum are accepted */
 
 /* tm_if_entry.flags */
 #define TM_IF_INHERIT_TTL 0x1U
 #define TM_IF_INHERIT_TOS 0x2U
 #define TM_IF_DF 0x4U
 #define TM_IF_CHECKSUM 0x8U
+#define TM_IF_FAST 0x10U   /* the fast lane, where the packet allows it */
+#define TM_IF_GENEVE 0x20U /* Geneve, else VXLAN */
 
 /* Why a packet was dropped. Names in src/bpf/abi.rs, in this order; append only. */
 enum tm_drop {
@@ -46,6 +59,10 @@ enum tm_drop {
 	TM_DROP_REDIRECT,       /* the redirect helper refused */
 	TM_DROP_INCONSISTENT,   /* an entry failed its check at every try */
 	TM_DROP_TOO_BIG,        /* doesn't fit into the tunnel; its sender was told, unless it sends too many */
+	TM_DROP_ENCAPSULATE,    /* the fast lane could not write the outer header */
+	TM_DROP_DECAPSULATE,    /* the fast lane could not remove the outer header */
+	TM_DROP_SPARE_1,        /* not used yet */
+	TM_DROP_SPARE_2,        /* not used yet */
 	TM_DROP_REASONS,
 };
 
@@ -73,16 +90,23 @@ struct tm_if_entry {
 	__u8 ttl;
 	__u8 tos;
 	__u16 flags;
-	__u32 pad;
+	__be16 port;  /* UDP port of the far side; for the fast lane */
+	__u16 header; /* sum of the outer IPv4 header's 16-bit words that no packet changes; for the fast lane */
 };
 
-/* Value of `conf`, by tunnel index. */
+/* Value of `conf`, by index. */
 struct tm_conf {
 	__u32 ifindex;
 	__u32 flags;
 	__u32 mark; /* for tc_index of a port's packets; 0: not written */
 	__u32 pad;
 	char name[16];
+	/*
+	 * Of an underlay device: tunnel index << 16 | UDP port in network order; the first 0 ends it. Of a tunnel that is
+	 * decapsulated on the underlay, our addresses, to which its packets come: the first word is the IPv4 address, the
+	 * four from TM_LOCAL6 are the IPv6 address, zeros where there is none.
+	 */
+	__u32 detail[TM_UNDERLAY_PORTS];
 };
 
 /* Value of `devs`, by slot: what the kernel calls struct bpf_devmap_val. Program is always 0. */
@@ -98,6 +122,8 @@ struct tm_counters {
 	__u64 rx_bytes;
 	__u64 tx_packets;
 	__u64 tx_bytes;
+	__u64 rx_fast; /* of rx_packets, those that the underlay's program decapsulated */
+	__u64 tx_fast; /* of tx_packets, those that were encapsulated without the tunnel device */
 	__u64 drops[TM_DROP_REASONS];
 	__u64 next_answer_ns; /* CLOCK_MONOTONIC: paces the answers to what is too big */
 };
@@ -112,7 +138,7 @@ struct tm_unknown {
 #define TM_META_NAMESPACE TM_TUNNEL_INDEXES
 
 /* Value of `meta`: which object the pinned program was loaded from; index 0 is handle_egress, index t the
- * handle_ingress of tunnel t. Programs don't read it. */
+ * handle_ingress of tunnel t or the handle_underlay of underlay device t. Programs don't read it. */
 struct tm_meta {
 	__u64 build;
 	__u32 program;

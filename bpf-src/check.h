@@ -72,11 +72,11 @@ static __always_inline enum lookup_result find_slot_ref(const __u64 *key, __u32 
 }
 
 /* Where does an interface send to. `entry`: gets a copy of the value's seven words, checked as a copy. */
-static __always_inline enum lookup_result find_if_entry(__u32 ifindex, __u64 *entry)
+static __always_inline enum lookup_result find_if_entry(__u32 ifindex, __u64 *entry, int tries)
 {
 	enum lookup_result result = LOOKUP_MISS;
 
-	for (int i = 0; i < TM_TRIES; i++) {
+	for (int i = 0; i < tries; i++) {
 		const volatile __u64 *value = lookup_u32(&if2tunkey, ifindex);
 
 		if (!value)

@@ -152,22 +152,23 @@ static __always_inline __u16 fold_sum(__u64 sum)
 }
 
 /*
- * Makes the packet that is `quote` bytes of itself behind `headers` bytes yet to be written, `slack` bytes too far back.
- * Returns the sum of the quote's 16-bit numbers, or a negative error.
+ * Makes the packet that is `quote` bytes of itself, behind `headers` bytes yet to be written. Returns the sum of the
+ * quote's 16-bit numbers, or a negative error.
+ *
+ * Loops here are unrolled: without CAP_PERFMON the verifier also walks them as a mispredicting CPU would, without end.
  */
-static __always_inline __s64 move_quote(struct __sk_buff *skb, __u32 headers, __u32 quote, __u32 rest)
+static __always_inline __s64 move_quote(struct __sk_buff *skb, __u32 headers, __u32 quote)
 {
-	__u32 to = TM_SLACK + headers, at = ETH_HLEN + quote, sum = 0;
+	__u32 to = TM_SLACK + headers, rest = quote % TM_CHUNK, sum = 0;
 	__u64 chunk[TM_CHUNK / 8];
 
 	/* Also makes the packet linear, ours alone and no longer GSO. */
 	if (bpf_skb_change_tail(skb, ETH_HLEN + to + quote, 0))
 		return -1;
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < TM_QUOTE6 / TM_CHUNK; i++) {
-		if (at < ETH_HLEN + TM_CHUNK)
-			break;
-		at -= TM_CHUNK;
+#pragma unroll
+	for (__u32 i = 1; i <= quote / TM_CHUNK; i++) {
+		__u32 at = ETH_HLEN + quote - i * TM_CHUNK;
+
 		if (bpf_skb_load_bytes(skb, at, chunk, TM_CHUNK) ||
 		    bpf_skb_store_bytes(skb, at + to, chunk, TM_CHUNK, BPF_F_RECOMPUTE_CSUM))
 			return -1;
@@ -185,7 +186,7 @@ static __always_inline __s64 move_quote(struct __sk_buff *skb, __u32 headers, __
 /* Makes of an IPv4 packet the ICMP message about it. Returns 0 or an error. */
 static __always_inline int make_icmp(struct __sk_buff *skb, __u32 ttl, __u32 source, __u32 destination, __u32 mtu)
 {
-	__s64 sum = move_quote(skb, 28, TM_QUOTE4, TM_QUOTE4 % TM_CHUNK);
+	__s64 sum = move_quote(skb, 28, TM_QUOTE4);
 	__u64 header[4];
 
 	if (sum < 0)
@@ -215,7 +216,7 @@ static __always_inline int make_icmpv6(struct __sk_buff *skb, __u32 mtu)
 	header[2] = frame_word(skb, ETH_HLEN + 32);
 	header[3] = frame_word(skb, ETH_HLEN + 8);
 	header[4] = frame_word(skb, ETH_HLEN + 16);
-	sum = move_quote(skb, 48, TM_QUOTE6, TM_QUOTE6 % TM_CHUNK);
+	sum = move_quote(skb, 48, TM_QUOTE6);
 	if (sum < 0)
 		return -1;
 	/* Packet too big; its checksum is over the addresses, length and protocol too. */
@@ -248,7 +249,7 @@ static __always_inline int is_icmp_error(struct __sk_buff *skb, __u32 offset)
 /* Whether what follows an IPv6 header may be answered: no fragment but a first one, no ICMPv6 error or redirect. */
 static __always_inline int is_answerable6(struct __sk_buff *skb, __u32 offset, __u32 protocol)
 {
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (int i = 0; i < 6; i++) {
 		__u64 word;
 

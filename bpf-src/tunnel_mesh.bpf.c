@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
  * The data plane: handle_ingress on the TC ingress of tunnel devices, handle_egress on the TC egress of ports and on
- * the TC ingress of endpoints.
+ * the TC ingress of endpoints, handle_underlay on the TC ingress of the devices that carry the tunnels.
  *
- * On these hooks every packet is ours. Whatever isn't redirected is counted and dropped: a tenant's packet never
+ * On the first two hooks every packet is ours. Whatever isn't redirected is counted and dropped: a tenant's packet never
  * reaches the host's own stack. Nothing is cloned.
+ *
+ * There are two lanes. The device lane takes the tunnel device, out and in. The fast lane does its work itself, out in
+ * handle_egress and in in handle_underlay, and leaves to the device lane what it can't do as well.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
@@ -12,12 +15,14 @@
 #include "abi.h"
 #include "check.h"
 #include "counters.h"
+#include "decap.h"
+#include "encap.h"
 #include "maps.h"
 #include "too_big.h"
 #include "tunnel_key.h"
 #include "words.h"
 
-/* Whose device handle_ingress stands on; set anew for every load. */
+/* Index in `conf` of the device that handle_ingress or handle_underlay stands on; set anew for every load. */
 const volatile __u32 tunnel_index = 0;
 
 /* Came out of a tunnel: hand it to its tenant. */
@@ -51,7 +56,7 @@ int handle_ingress(struct __sk_buff *skb)
 	target = device_in(slot & TM_SLOT_MASK);
 	if (!target)
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_TARGET_GONE);
-	count_rx(skb, slot & TM_SLOT_MASK);
+	count_rx(slot & TM_SLOT_MASK, skb_packets(skb), skb->len, 0);
 	if (slot & TM_SLOT_ENDPOINT) {
 		skb->tc_index = 0;
 		skb->mark = 0;
@@ -70,7 +75,8 @@ static __always_inline int is_port(__u32 ifindex)
 	__u64 entry[7];
 	__u32 slot;
 
-	if (find_if_entry(ifindex, entry) != LOOKUP_FOUND)
+	/* Most packets come from elsewhere: a miss is the rule here, and one more look is enough. */
+	if (find_if_entry(ifindex, entry, 2) != LOOKUP_FOUND)
 		return 0;
 	slot = words_first(entry[0]);
 	return !(slot & TM_SLOT_ENDPOINT) && device_in(slot & TM_SLOT_MASK) == ifindex;
@@ -86,7 +92,7 @@ int handle_egress(struct __sk_buff *skb)
 	__u32 slot, tunnel, target;
 	int endpoint, verdict;
 
-	switch (find_if_entry(ifindex, entry)) {
+	switch (find_if_entry(ifindex, entry, TM_TRIES)) {
 	case LOOKUP_FOUND:
 		break;
 	case LOOKUP_MISS:
@@ -115,16 +121,28 @@ int handle_egress(struct __sk_buff *skb)
 	if (!target || target != settings->ifindex)
 		return drop(skb, slot, TM_DROP_TARGET_GONE);
 
+	if (endpoint)
+		skb->tc_index = 0;
+	if (entry_flags(entry) & TM_IF_FAST) {
+		verdict = encapsulate(skb, entry, target);
+		if (verdict != TM_TAKE_DEVICE)
+			return verdict;
+	}
 	verdict = check_size(skb, words_first(entry[0]), target, is_whole(entry));
 	if (verdict != TM_TAKE_DEVICE)
 		return verdict;
 	if (write_tunnel_key(skb, entry))
 		return drop(skb, slot, TM_DROP_SET_TUNNEL_KEY);
-	if (endpoint)
-		skb->tc_index = 0;
-	count_tx(skb, slot);
+	count_tx(slot, skb_packets(skb), skb->len, 0);
 	verdict = bpf_redirect(target, 0);
 	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot, TM_DROP_REDIRECT);
+}
+
+/* Came in on a device that carries tunnels: if it is one of our packets and plain, hand it to its tenant. */
+SEC("classifier")
+int handle_underlay(struct __sk_buff *skb)
+{
+	return decapsulate(skb, tunnel_index);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tunnel_mesh::bpf::{Dataplane, MapFull, NoMaps};
 use tunnel_mesh::model::{
-    Attach, Attachment, Conf, Direction, HookKind, IfEntry, OuterField, Program, SlotRef, TunKey,
+    Attach, Attachment, Conf, Direction, HookKind, IfEntry, OuterField, Program, Role, SlotRef, TunKey,
 };
 
 const SLOT: u32 = 64;
@@ -51,6 +51,7 @@ fn numbered(n: u32) -> ((TunKey, SlotRef), (u32, IfEntry)) {
         tos: OuterField::Fixed(8),
         df: n.is_multiple_of(3),
         checksum: n.is_multiple_of(5),
+        fast: None,
         valid: true,
     };
     ((key, SlotRef { slot, endpoint: n.is_multiple_of(2), valid: true }), (1000 + n, entry))
@@ -107,7 +108,7 @@ fn batches_write_read_and_delete_many() {
     assert_eq!(dp.write_if2tunkey(&interfaces).unwrap(), 3);
     assert_eq!(dp.write_tunkey2if(&keys[..1]).unwrap(), 1);
     assert_eq!(dp.write_tunkey2if(&[]).unwrap(), 0);
-    let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1 };
+    let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, role: Role::default() };
     dp.write_conf(&[(TUNNEL, conf.clone()), (63, conf.clone())]).unwrap();
     in_netns(&ns, || assert_eq!(dp.write_devs(&[(TUNNEL, LO), (SLOT, LO)]).unwrap(), 2));
 
@@ -260,7 +261,7 @@ fn another_layout_counts_as_none() {
         ("if2tunkey", "type hash key 4 value 8 entries 128", "value size"),
         ("tunkey2if", "type hash key 4 value 8 entries 128", "key size"),
         ("devs", "type array key 4 value 8 entries 128", "map type"),
-        ("conf", "type array key 4 value 32 entries 2", "number of entries"),
+        ("conf", "type array key 4 value 64 entries 2", "number of entries"),
         ("tunkey2if", "type hash key 24 value 8 entries 128 flags 1", "flags"),
     ];
     for (map, definition, what) in cases {

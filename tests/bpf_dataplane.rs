@@ -310,6 +310,7 @@ fn only_two_capabilities_are_needed() {
         dp.create_maps(128).unwrap();
         dp.load(Program::HandleEgress).unwrap();
         dp.load(INGRESS).unwrap();
+        dp.load(Program::HandleUnderlay { index: 2 }).unwrap();
         assert!(dp.programs().unwrap().iter().all(|p| p.current));
         dp.write_devs(&[(64, 1)]).unwrap();
         dp.grow_maps(256).unwrap();

@@ -60,6 +60,14 @@ const ANYWHERE: &[Row] = &[
     ("status --revision abc", 64, Nothing, Says("--wait")),
     ("status --timeout soon --wait", 64, Nothing, Says("soon")),
     ("doctor --format xml", 64, Nothing, Says("--format")),
+    ("schema surplus", 64, Nothing, Says("surplus")),
+    ("completions tcsh", 64, Nothing, Says("[possible values: bash")),
+    ("completions", 64, Nothing, Says("SHELL")),
+    ("man frobnicate", 64, Nothing, Says("no such command")),
+    ("schema", 0, Json, Nothing),
+    ("completions bash", 0, Text, Nothing),
+    ("man", 0, Text, Nothing),
+    ("man plan", 0, Text, Nothing),
     ("down surplus", 64, Nothing, Says("surplus")),
 ];
 

@@ -10,6 +10,7 @@ mod world;
 
 use mtu::{Form, Over, Packet, Pair, Tagged, checksum, next_tagged, show_tags, v4, v6};
 use safety::{BROADCAST, Tap};
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use world::frames::{Capture, Frame};
@@ -136,7 +137,6 @@ fn answers_are_the_kernels(form: Form, over: Over) {
             };
             assert_eq!(found, Some(Tagged { tag: tags.first().copied(), bytes: expected, complete: true }));
             count += 1;
-            assert_eq!(pair.too_big(), count);
         }
         // One byte less passes.
         for packet in [Packet::v4(fits, true), Packet::v6(fits)] {
@@ -226,17 +226,15 @@ fn without_fragments(form: Form, over: Over) {
     let pair = Pair::with(form, over, 1500, &format!("kind: vxlan, create: true{df}"));
     let [near, far] = pair.macs();
     let (here, there, wire) = (pair.tap(0), pair.tap(1), Capture::on(&pair.underlay.netns, "p0"));
-    let mut sent = 0;
-    for (what, to, packet) in unanswerable().into_iter().skip(1) {
-        here.send(&packet.frame(if to == [0; 6] { far } else { to }, near));
-        sent += 1;
-        assert_eq!(pair.too_big(), sent, "{what}");
+    let dropped: Vec<_> = unanswerable().into_iter().skip(1).collect();
+    for (_, to, packet) in &dropped {
+        here.send(&packet.frame(if *to == [0; 6] { far } else { *to }, near));
     }
     let packet = Packet::v4(1500, false);
     here.send(&packet.frame(far, near));
     let answer = next_frame(&here, "an answer", is_answer);
     assert_eq!(answer, packet.answer(1500 - over.overhead()).frame(near, far));
-    assert_eq!(pair.too_big(), sent + 1);
+    assert_eq!(pair.too_big(), dropped.len() as u64 + 1);
     // What fits still passes, and is all that did.
     let last = Packet::v4(1400, false);
     here.send(&last.frame(far, near));
@@ -341,7 +339,7 @@ fn answers_are_paced() {
 
     // The pace is kept in the counters. Far ahead, nothing is answered; and then again.
     let dump = pair.hosts[0].dump("counters");
-    let drops = |slot: &serde_json::Value| {
+    let drops = |slot: &Value| {
         let cpus = slot["formatted"]["values"].as_array().unwrap().iter();
         cpus.flat_map(|cpu| cpu["value"]["drops"].as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum::<u64>()
     };
@@ -395,5 +393,61 @@ fn a_port_with_an_address_is_answered_too() {
         assert_pings(a, &address.to_string());
         assert_eq!(transfer(a, b, address, bytes), bytes);
         assert_eq!(learned(a, address), Some(1450), "{address}");
+    }
+}
+
+/// `plan` and `doctor` name whoever sends more than fits, with what does, until it is set right.
+fn what_is_too_large_is_told(form: Form, over: Over) {
+    let pair = Pair::new(form, over);
+    let host = &pair.hosts[0];
+    let room = 1500 - over.overhead();
+    let warnings = || {
+        let plan: Value = serde_json::from_str(&host.expect(0, &["plan", "--format", "json"])).unwrap();
+        let output = host.run(&["doctor", "--format", "json"]);
+        let doctor: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found: Vec<Value> =
+            doctor["findings"].as_array().unwrap().iter().filter(|f| f["code"] == "mtu-too-large").cloned().collect();
+        let told = plan["warnings"].as_array().unwrap().clone();
+        assert_eq!(found.len(), told.len(), "{plan:#} {doctor:#}");
+        for (found, told) in found.iter().zip(&told) {
+            let (what, remedy) = (found["what"].as_str().unwrap(), found["remedy"].as_str().unwrap());
+            assert!(what.contains(told["why"].as_str().unwrap()) && remedy.contains(told["remedy"].as_str().unwrap()));
+        }
+        told
+    };
+    let told = warnings();
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert_eq!((&told[0]["links"], &told[0]["room"]), (&json!([["veth-w", 1500]]), &json!(room)));
+    assert!(told[0]["remedy"].as_str().unwrap().contains(&format!("mtu {room}")), "{told:#?}");
+    for format in ["text", "markdown"] {
+        let text = host.expect(0, &["plan", "--format", format]);
+        assert!(text.contains("veth-w") && text.contains(&format!("room for an MTU of {room}")), "{text}");
+    }
+
+    host.netns.cmd(&format!("ip link set veth-w mtu {room}"));
+    assert_eq!(warnings(), [] as [Value; 0]);
+    // A tunnel that is made larger than the underlay allows.
+    pair.apply(&format!("kind: vxlan, create: true, mtu: {}", room + 1));
+    let told = warnings();
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert_eq!((&told[0]["links"], &told[0]["address"]), (&json!([["vxlan0", room + 1]]), &json!("vxlan0")));
+    // One that is made smaller limits what fits.
+    pair.apply("kind: vxlan, create: true, mtu: 1400");
+    assert_eq!(warnings()[0]["room"], 1400);
+    host.netns.cmd("ip link set veth-w mtu 1400");
+    assert_eq!(warnings(), [] as [Value; 0]);
+}
+
+mod what_is_too_large_is_told {
+    use super::{Form, Over};
+
+    #[test]
+    fn of_a_bridges_port_over_ipv4() {
+        super::what_is_too_large_is_told(Form::Port, Over::Ipv4);
+    }
+
+    #[test]
+    fn of_an_endpoint_over_ipv6() {
+        super::what_is_too_large_is_told(Form::Endpoint, Over::Ipv6);
     }
 }

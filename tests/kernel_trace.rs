@@ -102,7 +102,7 @@ impl<'a> Both<'a> {
         let ttl = if flag() { OuterField::Inherit } else { OuterField::Fixed(64) };
         let (slot, key) = (self.slot(), self.key());
         let local = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-        IfEntry { slot, endpoint, key, local, ttl, tos: OuterField::Fixed(8), df, checksum, valid: true }
+        IfEntry { slot, endpoint, key, local, ttl, tos: OuterField::Fixed(8), df, checksum, fast: None, valid: true }
     }
 
     fn program(&mut self) -> Program {
@@ -132,7 +132,15 @@ impl<'a> Both<'a> {
             29..=31 => Batch::ResetCounters(self.many(4, Self::slot)),
             32..=36 => Batch::SetConf(self.many(3, |s| {
                 let (index, ifindex) = (s.dice.below(5) as u32, s.any_link());
-                (index, Conf { ifindex, name: TUNNELS[s.dice.below(3)].to_owned(), mark: s.dice.below(3) as u16 })
+                (
+                    index,
+                    Conf {
+                        ifindex,
+                        name: TUNNELS[s.dice.below(3)].to_owned(),
+                        mark: s.dice.below(3) as u16,
+                        role: Role::default(),
+                    },
+                )
             })),
             37..=38 => Batch::ClearConf(self.many(2, |s| s.dice.below(5) as u32)),
             39..=48 => Batch::SetDevs(self.many(6, |s| (s.slot(), s.any_link()))),

@@ -65,6 +65,7 @@ fn batch_of(step: &Step, end: &MemoryKernel) -> Batch {
                 LinkEdit::Master(bridge) => LinkChange::Master { bridge: Some(index(&bridge)) },
                 LinkEdit::Isolated(on) => LinkChange::Isolated(on),
                 LinkEdit::Learning(on) => LinkChange::Learning(on),
+                LinkEdit::Forward { ipv6 } => LinkChange::Forward { ipv6 },
                 LinkEdit::VxlanLocal(local) => LinkChange::VxlanLocal(local),
                 LinkEdit::Alias(alias) => LinkChange::Alias(alias),
                 LinkEdit::Altname(name) => LinkChange::Altname(name),
@@ -73,8 +74,8 @@ fn batch_of(step: &Step, end: &MemoryKernel) -> Batch {
         }
         Step::DeleteLink { link } => Batch::DeleteLinks(vec![index(&link)]),
         Step::ResetCounters { slot } => Batch::ResetCounters(vec![slot]),
-        Step::SetConf { index: tunnel, name, link, mark, .. } => {
-            Batch::SetConf(vec![(tunnel, Conf { ifindex: link.map_or(0, |l| index(&l)), name, mark })])
+        Step::SetConf { index: tunnel, name, link, mark, role, .. } => {
+            Batch::SetConf(vec![(tunnel, Conf { ifindex: link.map_or(0, |l| index(&l)), name, mark, role })])
         }
         Step::ClearConf { index } => Batch::ClearConf(vec![index]),
         Step::SetDev { slot, link } => Batch::SetDevs(vec![(slot, index(&link))]),

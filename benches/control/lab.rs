@@ -31,6 +31,7 @@ pub fn entries(count: u32) -> Entries {
                 tos: OuterField::Fixed(0),
                 df: false,
                 checksum: false,
+                fast: None,
                 valid: true,
             };
             ((key, SlotRef { slot, endpoint: false, valid: true }), (1000 + n, entry))

@@ -19,6 +19,11 @@ static KSOFTIRQD: LazyLock<String> = LazyLock::new(|| {
     found.expect("no ksoftirqd of the CPU").join("schedstat").display().to_string()
 });
 
+/// Which one it is.
+pub fn number() -> usize {
+    *CPU
+}
+
 /// Keeps the calling thread on the CPU.
 pub fn pin() {
     let mut set = CpuSet::new();

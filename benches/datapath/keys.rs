@@ -155,7 +155,7 @@ fn packets(findings: &mut Findings) {
     let mut rows = Vec::new();
     for fast in [true, false] {
         let mode = Mode::Ours { endpoint: true, fast };
-        let mut paths: Vec<(Path, Bench)> = sizes
+        let paths: Vec<(Path, Bench)> = sizes
             .iter()
             .map(|&(keys, _)| {
                 let path = Path::new(mode);
@@ -168,7 +168,7 @@ fn packets(findings: &mut Findings) {
             .collect();
         let mut rounds = vec![Rounds::default(); sizes.len()];
         for _ in 0..ROUNDS {
-            for ((path, bench), rounds) in paths.iter_mut().zip(&mut rounds) {
+            for ((path, bench), rounds) in paths.iter().zip(&mut rounds) {
                 rounds.0.push(path.host(0).enter(|| bench.round()));
             }
         }

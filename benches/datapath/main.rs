@@ -14,6 +14,7 @@ mod objects;
 mod packets;
 mod path;
 mod picture;
+mod profile;
 #[path = "../report.rs"]
 mod report;
 mod sizes;
@@ -26,15 +27,23 @@ use table::Findings;
 type Section = (&'static str, fn(&mut Findings));
 
 const SECTIONS: [Section; 3] = [("ways", ways::run), ("keys", keys::run), ("sizes", sizes::run)];
+/// Those that run only when they are asked for.
+const ON_DEMAND: [Section; 1] = [("profile", profile::run)];
 
 fn main() {
-    // cargo adds `--bench`.
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo bench` adds it, `cargo test` doesn't: there all of this is only tried.
+    if !arguments.iter().any(|a| a == "--bench") {
+        return ways::smoke();
+    }
+    let wanted: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     let mut findings = Findings::default();
-    for (name, section) in SECTIONS {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
-            section(&mut findings);
-        }
+    let asked = |name: &str| wanted.iter().any(|w| *w == name);
+    for (_, section) in SECTIONS.iter().filter(|(name, _)| wanted.is_empty() || asked(name)) {
+        section(&mut findings);
+    }
+    for (_, section) in ON_DEMAND.iter().filter(|(name, _)| asked(name)) {
+        section(&mut findings);
     }
     if wanted.is_empty() {
         let root = env!("CARGO_MANIFEST_DIR");

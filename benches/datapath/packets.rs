@@ -14,9 +14,6 @@ const FLOWS: u32 = 1024;
 pub struct Bench {
     generator: Generator,
     sink: Sink,
-    /// Packets sent so far, without the first, which only warm up.
-    sent: u64,
-    before: u64,
 }
 
 impl Bench {
@@ -27,36 +24,34 @@ impl Bench {
     }
 
     pub fn of(generator: Generator, sink: Sink) -> Self {
-        Self { generator, sink, sent: 0, before: 0 }
+        Self { generator, sink }
     }
 
     /// Nanoseconds a packet: the tenth percentile of some bursts. The calling thread is in the generator's namespace.
-    pub fn round(&mut self) -> f64 {
+    pub fn round(&self) -> f64 {
         cpu::pin();
-        self.generator.run(BURST);
-        std::thread::sleep(Duration::from_millis(2));
-        self.before = self.sink.delivered();
-        let mut bursts: Vec<f64> = (0..BURSTS).map(|_| self.burst()).collect();
+        // The first warms up.
+        self.burst(BURST);
+        let mut bursts: Vec<f64> = (0..BURSTS).map(|_| self.burst(BURST)).collect();
         bursts.sort_by(f64::total_cmp);
-        self.before = self.sink.delivered();
         bursts[BURSTS / 10]
     }
 
-    fn burst(&mut self) -> f64 {
+    /// Nanoseconds of each packet in a burst, every one of which arrives.
+    pub fn burst(&self, frames: u32) -> f64 {
         let before = self.sink.delivered();
         let (thread, softirqs) = (cpu::thread(), cpu::ksoftirqd());
-        self.generator.run(BURST);
+        self.generator.run(frames);
         let thread = cpu::thread() - thread;
         // What is left over is ksoftirqd's, which only runs while we don't.
-        let end = Instant::now() + Duration::from_millis(200);
-        let expected = before + u64::from(BURST);
+        let end = Instant::now() + Duration::from_secs(10);
+        let expected = before + u64::from(frames);
         while self.sink.delivered() < expected && Instant::now() < end {
             std::thread::sleep(Duration::from_micros(50));
         }
         let softirqs = cpu::ksoftirqd() - softirqs;
         let delivered = self.sink.delivered() - before;
-        assert_eq!(delivered, u64::from(BURST), "not every packet arrived, or others than were sent");
-        self.sent += delivered;
-        (thread + softirqs).as_nanos() as f64 / f64::from(BURST)
+        assert_eq!(delivered, u64::from(frames), "not every packet arrived, or others than were sent");
+        (thread + softirqs).as_nanos() as f64 / f64::from(frames)
     }
 }

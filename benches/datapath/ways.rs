@@ -9,6 +9,10 @@ use crate::{echo, stream};
 const PACKET_ROUNDS: usize = 21;
 const STREAM_ROUNDS: usize = 9;
 const ECHO_ROUNDS: usize = 21;
+/// Round trips of a round.
+const TRIPS: usize = 3000;
+/// Bytes of one TCP transfer.
+const BYTES: u64 = 1 << 29;
 
 pub const KERNEL: &str = "kernel bridge + vxlan";
 pub const LIMIT: &str = "plain routed veth";
@@ -76,26 +80,38 @@ pub fn run(findings: &mut Findings) {
     ]);
 }
 
+/// No measurement: a few packets, round trips and bytes on every way.
+pub fn smoke() {
+    for path in Mode::ALL.into_iter().map(Path::new) {
+        let bench = Bench::new(&path);
+        path.sender.enter(|| bench.burst(256));
+        drop(bench);
+        path.napi(0, "ve0", false);
+        echo::round(&path, 50);
+        stream::round(&path, 1 << 20);
+        println!("{}: 256 packets, 50 round trips and 1 MiB arrived", path.mode.name());
+    }
+}
+
 fn measure(paths: &[Path]) -> Figures {
     let none = vec![Rounds::default(); paths.len()];
     let mut figures = Figures { packets: none.clone(), streams: none.clone(), echoes: none };
-    let mut benches: Vec<Bench> = paths.iter().map(Bench::new).collect();
+    let benches: Vec<Bench> = paths.iter().map(Bench::new).collect();
     for _ in 0..PACKET_ROUNDS {
         for (n, path) in paths.iter().enumerate() {
-            let bench = &mut benches[n];
-            figures.packets[n].0.push(path.sender.enter(|| bench.round()));
+            figures.packets[n].0.push(path.sender.enter(|| benches[n].round()));
         }
     }
     drop(benches);
     paths.iter().for_each(|path| path.napi(0, "ve0", false));
     for _ in 0..ECHO_ROUNDS {
         for (n, path) in paths.iter().enumerate() {
-            figures.echoes[n].0.push(echo::round(path));
+            figures.echoes[n].0.push(echo::round(path, TRIPS));
         }
     }
     for _ in 0..STREAM_ROUNDS {
         for (n, path) in paths.iter().enumerate() {
-            figures.streams[n].0.push(stream::round(path));
+            figures.streams[n].0.push(stream::round(path, BYTES));
         }
     }
     figures

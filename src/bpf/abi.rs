@@ -5,12 +5,13 @@
 #![allow(unsafe_code)]
 
 use crate::model::{
-    Conf, Counters, DropReason, IfEntry, OuterField, SLOT_LIMIT, SlotRef, TUNNEL_INDEXES, TunKey, UnknownKey,
+    Conf, Counters, Decap, DropReason, FastHeader, IfEntry, Local, OuterField, Role, SLOT_LIMIT, SlotRef,
+    TUNNEL_INDEXES, TunKey, TunnelPort, UNDERLAY_PORTS_MAX, UnknownKey,
 };
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Version of the layouts, kept in `meta`; another one is not ours to touch.
-pub(super) const ABI_VERSION: u32 = 1;
+pub(super) const ABI_VERSION: u32 = 2;
 /// Entries of `unknown`.
 pub(super) const UNKNOWN_ENTRIES: u32 = 1024;
 /// Entries of `conf`.
@@ -22,12 +23,18 @@ pub(super) const META_NAMESPACE: u32 = TUNNEL_INDEXES;
 const SLOT_MASK: u32 = SLOT_LIMIT - 1;
 const SLOT_ENDPOINT: u32 = 1 << 31;
 const CONF_VALID: u32 = 1;
+const CONF_UNDERLAY: u32 = 2;
+const CONF_FAST: u32 = 4;
+const CONF_GENEVE: u32 = 8;
+const CONF_ZERO_CSUM6: u32 = 16;
 const IF_INHERIT_TTL: u16 = 1;
 const IF_INHERIT_TOS: u16 = 2;
 const IF_DF: u16 = 4;
 const IF_CHECKSUM: u16 = 8;
+const IF_FAST: u16 = 16;
+const IF_GENEVE: u16 = 32;
 /// Reasons that the counters have room for; those beyond [`DropReason::ALL`] aren't used yet.
-const DROP_REASONS: usize = 12;
+const DROP_REASONS: usize = 16;
 
 /// Odd constants of the check, as in `bpf-src/abi.h`.
 const CHECK: [u64; 9] = [
@@ -96,15 +103,16 @@ plain! {
     /// `struct tm_if_entry`.
     RawIfEntry {
         slot: u32, check: u32, tunnel: u32, id: u32, remote: [u8; 16], local: [u8; 16], ttl: u8, tos: u8, flags: u16,
-        pad: u32,
+        port: u16, header: u16,
     }
     /// `struct tm_conf`.
-    RawConf { ifindex: u32, flags: u32, mark: u32, pad: u32, name: [u8; 16] }
+    RawConf { ifindex: u32, flags: u32, mark: u32, pad: u32, name: [u8; 16], detail: [u32; UNDERLAY_PORTS_MAX] }
     /// `struct tm_dev`.
     RawDev { ifindex: u32, program: u32 }
     /// `struct tm_counters`.
     RawCounters {
-        rx_packets: u64, rx_bytes: u64, tx_packets: u64, tx_bytes: u64, drops: [u64; DROP_REASONS],
+        rx_packets: u64, rx_bytes: u64, tx_packets: u64, tx_bytes: u64, rx_fast: u64, tx_fast: u64,
+        drops: [u64; DROP_REASONS],
         next_answer_ns: u64,
     }
     /// `struct tm_unknown`.
@@ -203,6 +211,8 @@ impl RawIfEntry {
         let tos = field(entry.tos, IF_INHERIT_TOS);
         flags |= if entry.df { IF_DF } else { 0 };
         flags |= if entry.checksum { IF_CHECKSUM } else { 0 };
+        flags |= if entry.fast.is_some() { IF_FAST } else { 0 };
+        flags |= if entry.fast.is_some_and(|f| f.geneve) { IF_GENEVE } else { 0 };
         let mut raw = Self {
             slot: slot_word(entry.slot, entry.endpoint),
             check: 0,
@@ -213,7 +223,8 @@ impl RawIfEntry {
             ttl,
             tos,
             flags,
-            pad: 0,
+            port: entry.fast.map_or(0, |f| f.port).to_be(),
+            header: entry.fast.map_or(0, |_| header_sum(entry)),
         };
         raw.check = raw.check_for(ifindex);
         raw
@@ -225,9 +236,10 @@ impl RawIfEntry {
             if self.flags & inherit == 0 { OuterField::Fixed(value) } else { OuterField::Inherit }
         };
         let defined = self.slot & !(SLOT_MASK | SLOT_ENDPOINT) == 0
-            && self.flags & !(IF_INHERIT_TTL | IF_INHERIT_TOS | IF_DF | IF_CHECKSUM) == 0
-            && self.pad == 0;
-        IfEntry {
+            && self.flags & !(IF_INHERIT_TTL | IF_INHERIT_TOS | IF_DF | IF_CHECKSUM | IF_FAST | IF_GENEVE) == 0;
+        let fast = (self.flags & IF_FAST != 0)
+            .then_some(FastHeader { geneve: self.flags & IF_GENEVE != 0, port: u16::from_be(self.port) });
+        let mut entry = IfEntry {
             slot: self.slot & SLOT_MASK,
             endpoint: self.slot & SLOT_ENDPOINT != 0,
             key: TunKey { tunnel: self.tunnel, id: self.id, remote: unmapped(self.remote) },
@@ -236,9 +248,26 @@ impl RawIfEntry {
             tos: field(self.tos, IF_INHERIT_TOS),
             df: self.flags & IF_DF != 0,
             checksum: self.flags & IF_CHECKSUM != 0,
-            valid: defined && self.check == self.check_for(ifindex),
-        }
+            fast,
+            valid: false,
+        };
+        let header = entry.fast.map_or(0, |_| header_sum(&entry));
+        let plain = entry.fast.is_some() || (self.flags & IF_GENEVE == 0 && self.port == 0);
+        entry.valid = defined && plain && header == self.header && self.check == self.check_for(ifindex);
+        entry
     }
+}
+
+/// Sum of the 16-bit words of the outer IPv4 header that are the same for every packet (RFC 1071): version, length of the
+/// header, flags, protocol and addresses. 0 over IPv6.
+fn header_sum(entry: &IfEntry) -> u16 {
+    let (IpAddr::V4(local), IpAddr::V4(remote)) = (entry.local, entry.key.remote) else { return 0 };
+    let (l, r) = (local.octets(), remote.octets());
+    let flags = if entry.df { 0x40 } else { 0 };
+    let words = [[0x45, 0], [flags, 0], [0, 17], [l[0], l[1]], [l[2], l[3]], [r[0], r[1]], [r[2], r[3]]];
+    let sum: u32 = words.into_iter().map(|word| u32::from(u16::from_ne_bytes(word))).sum();
+    let once = (sum & 0xffff) + (sum >> 16);
+    ((once & 0xffff) + (once >> 16)) as u16
 }
 
 impl From<&Conf> for RawConf {
@@ -248,7 +277,28 @@ impl From<&Conf> for RawConf {
         for (to, from) in name[..15].iter_mut().zip(conf.name.as_bytes()) {
             *to = *from;
         }
-        Self { ifindex: conf.ifindex, flags: CONF_VALID, mark: u32::from(conf.mark), pad: 0, name }
+        let mut raw =
+            Self { ifindex: conf.ifindex, flags: CONF_VALID, mark: u32::from(conf.mark), name, ..Self::default() };
+        match &conf.role {
+            Role::Tunnel(None) => {}
+            Role::Tunnel(Some(decap)) => {
+                raw.flags |= CONF_FAST;
+                raw.flags |= if decap.geneve { CONF_GENEVE } else { 0 };
+                raw.flags |= if decap.zero_checksum6 { CONF_ZERO_CSUM6 } else { 0 };
+                raw.detail[0] = decap.local.v4.map_or(0, |v4| u32::from_ne_bytes(v4.octets()));
+                let v6 = decap.local.v6.map_or([0; 16], |v6| v6.octets());
+                for (word, four) in raw.detail[2..6].iter_mut().zip(v6.as_chunks::<4>().0) {
+                    *word = u32::from_ne_bytes(*four);
+                }
+            }
+            Role::Underlay(ports) => {
+                raw.flags |= CONF_UNDERLAY;
+                for (word, port) in raw.detail.iter_mut().zip(ports) {
+                    *word = port.tunnel << 16 | u32::from(port.port.to_be());
+                }
+            }
+        }
+        raw
     }
 }
 
@@ -260,7 +310,28 @@ impl RawConf {
             ifindex: self.ifindex,
             name: String::from_utf8_lossy(&self.name[..end]).into_owned(),
             mark: u16::try_from(self.mark).unwrap_or(u16::MAX),
+            role: self.role(),
         })
+    }
+
+    fn role(&self) -> Role {
+        if self.flags & CONF_UNDERLAY != 0 {
+            let ports = self.detail.iter().take_while(|word| **word != 0);
+            let port = |word: &u32| TunnelPort { tunnel: word >> 16, port: u16::from_be((word & 0xffff) as u16) };
+            return Role::Underlay(ports.map(port).collect());
+        }
+        let v4 = Ipv4Addr::from(self.detail[0].to_ne_bytes());
+        let mut octets = [0; 16];
+        for (octets, word) in octets.chunks_exact_mut(4).zip(&self.detail[2..6]) {
+            octets.copy_from_slice(&word.to_ne_bytes());
+        }
+        let v6 = Ipv6Addr::from(octets);
+        let local = Local { v4: (!v4.is_unspecified()).then_some(v4), v6: (!v6.is_unspecified()).then_some(v6) };
+        Role::Tunnel((self.flags & CONF_FAST != 0).then_some(Decap {
+            geneve: self.flags & CONF_GENEVE != 0,
+            local,
+            zero_checksum6: self.flags & CONF_ZERO_CSUM6 != 0,
+        }))
     }
 }
 
@@ -273,6 +344,8 @@ impl RawCounters {
             sum.rx_bytes = sum.rx_bytes.wrapping_add(cpu.rx_bytes);
             sum.tx_packets = sum.tx_packets.wrapping_add(cpu.tx_packets);
             sum.tx_bytes = sum.tx_bytes.wrapping_add(cpu.tx_bytes);
+            sum.rx_fast = sum.rx_fast.wrapping_add(cpu.rx_fast);
+            sum.tx_fast = sum.tx_fast.wrapping_add(cpu.tx_fast);
             for (total, one) in sum.drops.iter_mut().zip(cpu.drops) {
                 *total = total.wrapping_add(one);
             }

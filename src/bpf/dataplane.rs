@@ -292,7 +292,7 @@ impl Dataplane {
         let mut failures = Vec::new();
         let mut attempt = |result: Result<()>| failures.extend(result.err());
         for set in [self.pins.clone(), self.pins.next()] {
-            for name in ours(&list(&set.links_dir())?, |name| matches!(name, "ingress" | "egress")) {
+            for name in ours(&list(&set.links_dir())?, |name| matches!(name, "ingress" | "egress" | "underlay")) {
                 attempt(super::tcx::discard(&set.links_dir().join(name)));
             }
             for name in ours(&list(&set.programs_dir())?, |name| name == "handle") {
@@ -343,6 +343,7 @@ fn uses(maps: &Maps, program: Program) -> Vec<u32> {
     let own = match program {
         Program::HandleEgress => vec![&maps.if2tunkey],
         Program::HandleIngress { .. } => vec![&maps.tunkey2if, &maps.unknown],
+        Program::HandleUnderlay { .. } => vec![&maps.tunkey2if],
     };
     both.chain(own).map(|map| map.fd.info().id).collect()
 }

@@ -26,7 +26,7 @@ pub(super) fn meta(program_id: u32) -> RawMeta {
 pub(super) fn meta_index(program: Program) -> u32 {
     match program {
         Program::HandleEgress => 0,
-        Program::HandleIngress { tunnel } => tunnel,
+        Program::HandleIngress { tunnel: index } | Program::HandleUnderlay { index } => index,
     }
 }
 
@@ -68,12 +68,10 @@ impl Loaded {
         let context = || match program {
             Program::HandleEgress => format!("load {name}"),
             Program::HandleIngress { tunnel } => format!("load {name} for tunnel index {tunnel}"),
+            Program::HandleUnderlay { index } => format!("load {name} for index {index}"),
         };
-        let tunnel = match program {
-            Program::HandleEgress => 0,
-            Program::HandleIngress { tunnel } => tunnel,
-        };
-        let mut loaded = Self { object: load(pins, None, tunnel).with_context(context)?, name };
+        let index = meta_index(program);
+        let mut loaded = Self { object: load(pins, None, index).with_context(context)?, name };
         loaded.classifier()?.load().map_err(explain).with_context(context)?;
         Ok(loaded)
     }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! PIN/conf, tunkey2if, if2tunkey, devs, counters, unknown, meta      maps, by their own names
-//! PIN/programs/handle_egress, handle_ingress_<tunnel index>          programs
-//! PIN/links/<ingress|egress>_<ifindex>                               TCX attachments
+//! PIN/programs/handle_egress, handle_<ingress|underlay>_<index>      programs
+//! PIN/links/<ingress|egress|underlay>_<ifindex>                      TCX attachments
 //! PIN/next/                                                          maps and programs of a growth under way
 //! ```
 //!
@@ -176,12 +176,16 @@ fn program_file(program: Program) -> String {
     match program {
         Program::HandleEgress => "handle_egress".to_owned(),
         Program::HandleIngress { tunnel } => format!("handle_ingress_{tunnel}"),
+        Program::HandleUnderlay { index } => format!("handle_underlay_{index}"),
     }
 }
 
 fn parse_program(name: &str) -> Option<Program> {
     if name == "handle_egress" {
         return Some(Program::HandleEgress);
+    }
+    if let Some(index) = name.strip_prefix("handle_underlay_") {
+        return index.parse().ok().map(|index| Program::HandleUnderlay { index });
     }
     name.strip_prefix("handle_ingress_")?.parse().ok().map(|tunnel| Program::HandleIngress { tunnel })
 }
@@ -190,6 +194,7 @@ fn link_file(ifindex: u32, direction: Direction) -> String {
     match direction {
         Direction::Ingress => format!("ingress_{ifindex}"),
         Direction::Egress => format!("egress_{ifindex}"),
+        Direction::Underlay => format!("underlay_{ifindex}"),
     }
 }
 
@@ -198,6 +203,7 @@ fn parse_link(name: &str) -> Option<(u32, Direction)> {
     let direction = match direction {
         "ingress" => Direction::Ingress,
         "egress" => Direction::Egress,
+        "underlay" => Direction::Underlay,
         _ => return None,
     };
     Some((ifindex.parse().ok()?, direction))
@@ -210,10 +216,11 @@ mod tests {
 
     #[test]
     fn names_come_back_as_they_went() {
-        for program in [Program::HandleEgress, Program::HandleIngress { tunnel: 63 }] {
+        let (ingress, underlay) = (Program::HandleIngress { tunnel: 63 }, Program::HandleUnderlay { index: 7 });
+        for program in [Program::HandleEgress, ingress, underlay] {
             assert_eq!(parse_program(&program_file(program)), Some(program));
         }
-        for direction in [Direction::Ingress, Direction::Egress] {
+        for direction in [Direction::Ingress, Direction::Egress, Direction::Underlay] {
             assert_eq!(parse_link(&link_file(4_000_000_000, direction)), Some((4_000_000_000, direction)));
         }
         for stranger in ["next_handle_egress", "handle_ingress_", "handle_ingress_x", "other"] {

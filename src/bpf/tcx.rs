@@ -280,15 +280,11 @@ pub(super) fn chain(ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)
 
 fn attach_type(direction: Direction) -> u32 {
     match direction {
-        Direction::Ingress => TCX_INGRESS,
+        Direction::Ingress | Direction::Underlay => TCX_INGRESS,
         Direction::Egress => TCX_EGRESS,
     }
 }
 
 fn hook(ifindex: u32, direction: Direction) -> String {
-    let direction = match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    };
     format!("the TC {direction} of ifindex {ifindex}")
 }

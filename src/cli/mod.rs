@@ -5,14 +5,17 @@
 pub mod exit;
 
 mod apply;
+mod completions;
 mod doctor;
 mod down;
 mod fleet;
+mod man;
 mod offline;
 mod paint;
 mod plan;
 mod progress;
 mod run;
+mod schema;
 mod show;
 mod snapshot;
 mod status;
@@ -166,6 +169,12 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
+    /// Prints the JSON Schema of topology files, for editors and CI
+    Schema(schema::SchemaArgs),
+    /// Prints completions for a shell
+    Completions(completions::CompletionsArgs),
+    /// Prints the manual page of a command, or writes all of them
+    Man(man::ManArgs),
 }
 
 /// What `run` and `apply` may do to the machine while they attach.
@@ -277,22 +286,26 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<Exit> {
-    if let Command::Validate(args) = &cli.command {
-        return args.run(&cli.global);
+    let global = &cli.global;
+    match &cli.command {
+        Command::Run(args) => wait(args.run(global)),
+        Command::Plan(args) => wait(args.run(global)),
+        Command::Apply(args) => wait(args.run(global)),
+        Command::Snapshot(args) => wait(args.run(global)),
+        Command::Validate(args) => args.run(global),
+        Command::Status(args) => wait(args.run(global)),
+        Command::Doctor(args) => wait(args.run(global)),
+        Command::Down(args) => wait(args.run(global)),
+        Command::Schema(args) => args.run(),
+        Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
     }
+}
+
+/// Runs what waits for the kernel or the daemon.
+fn wait(command: impl Future<Output = Result<Exit>>) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
-        match &cli.command {
-            Command::Run(args) => args.run(&cli.global).await,
-            Command::Plan(args) => args.run(&cli.global).await,
-            Command::Apply(args) => args.run(&cli.global).await,
-            Command::Snapshot(args) => args.run(&cli.global).await,
-            Command::Status(args) => args.run(&cli.global).await,
-            Command::Doctor(args) => args.run(&cli.global).await,
-            Command::Down(args) => args.run(&cli.global).await,
-            Command::Validate(args) => args.run(&cli.global),
-        }
-    })
+    runtime.block_on(command)
 }
 
 /// A topology that is right by itself, and refused here.

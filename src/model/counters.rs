@@ -32,11 +32,15 @@ pub enum DropReason {
     Inconsistent,
     /// Didn't fit into the tunnel: its sender was told, unless it sends too many.
     TooBig,
+    /// The fast lane could not write the outer header.
+    Encapsulate,
+    /// The fast lane could not remove the outer header.
+    Decapsulate,
 }
 
 impl DropReason {
     /// Every reason, in the order of the data plane's counters.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::UnknownKey,
         Self::NoTunnelKey,
         Self::NoConf,
@@ -49,6 +53,8 @@ impl DropReason {
         Self::Redirect,
         Self::Inconsistent,
         Self::TooBig,
+        Self::Encapsulate,
+        Self::Decapsulate,
     ];
 
     /// Stable name, as in JSON and metrics.
@@ -66,6 +72,8 @@ impl DropReason {
             Self::Redirect => "redirect",
             Self::Inconsistent => "inconsistent",
             Self::TooBig => "too_big",
+            Self::Encapsulate => "encapsulate",
+            Self::Decapsulate => "decapsulate",
         }
     }
 }
@@ -91,6 +99,8 @@ impl DropReason {
             Self::Redirect => "the kernel refused the redirect",
             Self::Inconsistent => "a map entry failed its check at every try",
             Self::TooBig => "larger than the tunnel has room for",
+            Self::Encapsulate => "the outer header could not be written in the fast lane",
+            Self::Decapsulate => "the outer header could not be removed in the fast lane",
         }
     }
 }
@@ -112,6 +122,10 @@ pub struct Counters {
     pub tx_packets: u64,
     /// Their bytes, from the inner Ethernet header on.
     pub tx_bytes: u64,
+    /// Of the packets received, those that took the fast lane.
+    pub rx_fast: u64,
+    /// Of the packets sent, those that took the fast lane.
+    pub tx_fast: u64,
     /// Packets dropped, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::ALL.len()],
 }

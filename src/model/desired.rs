@@ -184,6 +184,9 @@ pub struct Mapping {
     pub local: IpAddr,
     /// How the interface is attached.
     pub attach: Attach,
+    /// The remote node, where the mapping comes from a tenant: its far end is made from the same files.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub node: Option<Name>,
     /// Set where the daemon makes the interface itself.
     pub generated: Option<Box<GeneratedPort>>,
     /// Where it was declared.

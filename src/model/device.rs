@@ -96,6 +96,11 @@ pub enum LinkChange {
     Isolated(bool),
     /// Whether a vxlan device learns addresses.
     Learning(bool),
+    /// Forwards IPv4 (`ipv6` false) or IPv6.
+    Forward {
+        /// IPv6.
+        ipv6: bool,
+    },
     /// Local address of a vxlan device, which has one of the same family.
     VxlanLocal(IpAddr),
     /// Alias.

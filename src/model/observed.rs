@@ -52,11 +52,14 @@ pub struct Features {
     pub hook_kind: HookKind,
     /// What a generated port is made of.
     pub port_kind: PortKind,
+    /// Whether IPv6 forwarding of a link can be switched on here (`/proc/sys` is writable).
+    #[serde(default)]
+    pub forwarding6: bool,
 }
 
 impl Default for Features {
     fn default() -> Self {
-        Self { hook_kind: HookKind::Tcx, port_kind: PortKind::Dummy }
+        Self { hook_kind: HookKind::Tcx, port_kind: PortKind::Dummy, forwarding6: true }
     }
 }
 
@@ -108,10 +111,22 @@ pub struct Link {
     pub isolated: Option<bool>,
     /// For a veth: whether its peer lives in another namespace (`IFLA_LINK_NETNSID` is present).
     pub peer_in_other_netns: bool,
+    /// Whether the link forwards IPv4 and IPv6 (`net.ipv4.conf.*.forwarding`): the kernel looks routes up for such links.
+    #[serde(default)]
+    pub forwards: Forwarding,
     /// What the kernel says of a tunnel device.
     pub tunnel: Option<Box<TunnelDevice>>,
     /// The device's own drop counters: received and sent packets dropped.
     pub dropped: (u64, u64),
+}
+
+/// What a link forwards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
 }
 
 /// Configuration of a tunnel device.
@@ -160,7 +175,8 @@ pub struct MapState {
 impl MapState {
     /// Index of a tunnel: by its name in `conf` or, where that entry was lost, by its device in `devs`.
     pub fn tunnel_index(&self, name: &str, device: Option<u32>) -> Option<u32> {
-        let named = self.conf.iter().find(|(_, c)| c.name == name).map(|(index, _)| *index);
+        let tunnel = |c: &Conf| c.name == name && matches!(c.role, Role::Tunnel(_));
+        let named = self.conf.iter().find(|(_, c)| tunnel(c)).map(|(index, _)| *index);
         named.or_else(|| {
             let lost = |slot: u32| slot < super::TUNNEL_INDEXES && !self.conf.contains_key(&slot);
             self.devs.iter().find(|(slot, holder)| lost(*slot) && Some(*holder) == device).map(|(slot, _)| *slot)
@@ -168,16 +184,58 @@ impl MapState {
     }
 }
 
-/// Entry of `conf`: one tunnel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Entry of `conf`: one tunnel, or one underlay device on which tunnels are decapsulated.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conf {
-    /// Index of the tunnel device.
+    /// Index of the device.
     pub ifindex: u32,
-    /// Name of the tunnel, which keeps the index stable while its device comes and goes.
+    /// Name of the tunnel or underlay device, which keeps the index stable while its device comes and goes.
     pub name: String,
     /// Value written into `tc_index` in port mode; 0: not written.
     pub mark: u16,
+    /// What the entry is for.
+    #[serde(default)]
+    pub role: Role,
 }
+
+/// What an entry of `conf` is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A tunnel. Where its packets may be decapsulated on the underlay, how they are told.
+    Tunnel(Option<Decap>),
+    /// An underlay device: the tunnels decapsulated on it.
+    Underlay(Vec<TunnelPort>),
+}
+
+impl Default for Role {
+    fn default() -> Self {
+        Self::Tunnel(None)
+    }
+}
+
+/// How the packets of a tunnel are told on the underlay, beside their UDP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decap {
+    /// Geneve; else VXLAN.
+    pub geneve: bool,
+    /// Our addresses, to which they come.
+    pub local: Local,
+    /// Whether IPv6 packets without a UDP checksum are taken.
+    pub zero_checksum6: bool,
+}
+
+/// A tunnel and the UDP port that its packets come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TunnelPort {
+    /// Tunnel index.
+    pub tunnel: u32,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// Most tunnels that one underlay device decapsulates (`TM_UNDERLAY_PORTS`).
+pub const UNDERLAY_PORTS_MAX: usize = 8;
 
 /// Key of `tunkey2if`. An IPv4 remote is stored IPv4-mapped (`::ffff:a.b.c.d`, RFC 4291 2.5.5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -220,8 +278,20 @@ pub struct IfEntry {
     pub df: bool,
     /// Outer checksum.
     pub checksum: bool,
+    /// Set where packets take the fast lane if they can.
+    #[serde(default)]
+    pub fast: Option<FastHeader>,
     /// Whether the check word in the live value is the right one. Always true in what we write.
     pub valid: bool,
+}
+
+/// What the fast lane needs to know of the outer header, besides what the tunnel device is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastHeader {
+    /// Geneve; else VXLAN.
+    pub geneve: bool,
+    /// UDP port of the far side.
+    pub port: u16,
 }
 
 /// Which program.
@@ -235,6 +305,11 @@ pub enum Program {
         /// Tunnel index, a constant of the program.
         tunnel: u32,
     },
+    /// `handle_underlay`, loaded once for each underlay device.
+    HandleUnderlay {
+        /// Index of the device in `conf`, a constant of the program.
+        index: u32,
+    },
 }
 
 impl Program {
@@ -243,6 +318,7 @@ impl Program {
         match self {
             Self::HandleEgress => "handle_egress",
             Self::HandleIngress { .. } => "handle_ingress",
+            Self::HandleUnderlay { .. } => "handle_underlay",
         }
     }
 }
@@ -258,7 +334,7 @@ pub struct LoadedProgram {
     pub current: bool,
 }
 
-/// Direction of a TC hook, as the kernel means it.
+/// A TC hook of a link, by its direction as the kernel means it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
@@ -266,6 +342,9 @@ pub enum Direction {
     Ingress,
     /// What the link sends.
     Egress,
+    /// What the link receives, where it carries tunnels and other traffic: a place of its own beside `Ingress`, since
+    /// what isn't ours passes there.
+    Underlay,
 }
 
 /// An attachment of ours: a pinned TCX link or a clsact filter with our priority and handle.
@@ -283,11 +362,19 @@ pub struct Attachment {
     pub position: u32,
 }
 
+impl Direction {
+    /// The side of the link that the hook is on: `Ingress` or `Egress`.
+    pub fn side(self) -> Self {
+        if self == Self::Egress { Self::Egress } else { Self::Ingress }
+    }
+}
+
 impl std::fmt::Display for Direction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
+            Self::Underlay => "underlay",
         })
     }
 }

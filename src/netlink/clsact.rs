@@ -25,13 +25,42 @@ pub const FILTER_PRIORITY: u16 = 1;
 /// tools that sit at priority 1 use handle 1.
 pub const FILTER_HANDLES: [u32; 2] = [0x746d, 0x746e];
 
-/// Handles of an instance's filter: [`FILTER_HANDLES`], or two from the upper half that are the instance's own.
-pub(super) fn handles(instance: &Instance, hash: u32) -> [u32; 2] {
-    if *instance == Instance::default() {
-        return FILTER_HANDLES;
+/// What the handles of filters on underlay devices have more.
+const UNDERLAY_HANDLE: u32 = 0x4000_0000;
+
+/// Handles of an instance's filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Handles([u32; 2]);
+
+impl Default for Handles {
+    fn default() -> Self {
+        Self(FILTER_HANDLES)
     }
-    let first = (hash | 0x8000_0000) & !1;
-    [first, first | 1]
+}
+
+impl Handles {
+    /// [`FILTER_HANDLES`], or two from the upper half that are the instance's own.
+    pub(super) fn of(instance: &Instance, hash: u32) -> Self {
+        if *instance == Instance::default() {
+            return Self(FILTER_HANDLES);
+        }
+        let first = (hash | 0x8000_0000) & !1 & !UNDERLAY_HANDLE;
+        Self([first, first | 1])
+    }
+
+    /// All of them.
+    fn all(self) -> [u32; 4] {
+        let ([a, b], [c, d]) = (self.at(Direction::Ingress), self.at(Direction::Underlay));
+        [a, b, c, d]
+    }
+
+    /// The two of a hook: those on underlay devices are others.
+    fn at(self, direction: Direction) -> [u32; 2] {
+        match direction {
+            Direction::Ingress | Direction::Egress => self.0,
+            Direction::Underlay => self.0.map(|handle| handle | UNDERLAY_HANDLE),
+        }
+    }
 }
 
 const CLSACT: &str = "clsact";
@@ -52,7 +81,7 @@ fn filter_info() -> u32 {
 
 fn parent(direction: Direction) -> TcHandle {
     let minor = match direction {
-        Direction::Ingress => TcHandle::MIN_INGRESS,
+        Direction::Ingress | Direction::Underlay => TcHandle::MIN_INGRESS,
         Direction::Egress => TcHandle::MIN_EGRESS,
     };
     TcHandle { major: TcHandle::CLSACT.major, minor }
@@ -60,11 +89,7 @@ fn parent(direction: Direction) -> TcHandle {
 
 /// Where on a link: for the kernel's messages and for people.
 fn hook(ifindex: u32, direction: Direction) -> String {
-    let side = match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
-    };
-    format!("clsact {side} of the link with ifindex {ifindex}")
+    format!("clsact {direction} of the link with ifindex {ifindex}")
 }
 
 fn message(ifindex: u32) -> Result<TcMessage> {
@@ -110,7 +135,7 @@ pub struct ListedFilter {
 }
 
 /// Reads a listed filter of chain 0. The kernel lists each priority once more, with handle 0: that isn't a filter.
-fn filter(frame: &Frame, handles: [u32; 2]) -> Option<Filter> {
+fn filter(frame: &Frame, handles: &[u32]) -> Option<Filter> {
     if frame.kind != libc::RTM_NEWTFILTER {
         return None;
     }
@@ -161,11 +186,12 @@ impl Netlink {
         self.clsact_ensure(ifindex).await.with_context(what)?;
         let descriptor = u32::try_from(program.as_raw_fd()).with_context(what)?;
         let there = self.ours(ifindex, direction).await.with_context(what)?;
+        let handles = self.handles.at(direction);
         // In place where ours is the first that runs; else before it, with the other handle, and only then without it.
         let handle = match there.first() {
             Some((0, handle)) => *handle,
-            Some((_, old)) => self.handles.into_iter().find(|h| h != old).unwrap_or(self.handles[0]),
-            None => self.handles[0],
+            Some((_, old)) => handles.into_iter().find(|h| h != old).unwrap_or(handles[0]),
+            None => handles[0],
         };
         if there.iter().any(|(place, h)| *h == handle && *place > 0) {
             self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
@@ -196,7 +222,7 @@ impl Netlink {
     /// Places in the order of execution and handles of what is ours at a hook.
     async fn ours(&self, ifindex: u32, direction: Direction) -> Result<Vec<(u32, u32)>> {
         let frames = self.filters(ifindex, direction).await?;
-        let placed = (0..).zip(frames.iter().filter_map(|frame| filter(frame, self.handles)));
+        let placed = (0..).zip(frames.iter().filter_map(|frame| filter(frame, &self.handles.at(direction))));
         Ok(placed.filter_map(|(place, filter)| Some((place, filter.ours?))).collect())
     }
 
@@ -248,7 +274,7 @@ impl Netlink {
     /// Whether what is listed at a hook is a filter of somebody else, in whatever chain.
     pub(super) fn is_foreign(&self, frame: &Frame) -> bool {
         let is_filter = frame.kind == libc::RTM_NEWTFILTER && frame.body.get(8..).and_then(u32_host) != Some(0);
-        is_filter && filter(frame, self.handles).is_none_or(|filter| filter.ours.is_none())
+        is_filter && filter(frame, &self.handles.all()).is_none_or(|filter| filter.ours.is_none())
     }
 
     /// Our filters on these links, ingress before egress, in the order given. A link that is gone has none.
@@ -262,9 +288,11 @@ impl Netlink {
         let clsact: BTreeSet<u32> = places.into_iter().filter(|(_, kind)| kind == CLSACT).map(|(i, _)| i).collect();
         let mut found = Vec::new();
         for &ifindex in ifindexes.iter().filter(|ifindex| clsact.contains(ifindex)) {
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let frames = self.filters(ifindex, direction).await?;
-                let mut placed = frames.iter().filter_map(|frame| filter(frame, self.handles)).zip(0..);
+            let ingress = self.filters(ifindex, Direction::Ingress).await?;
+            let egress = self.filters(ifindex, Direction::Egress).await?;
+            let hooks = [(Direction::Ingress, &ingress), (Direction::Egress, &egress), (Direction::Underlay, &ingress)];
+            for (direction, frames) in hooks {
+                let mut placed = frames.iter().filter_map(|frame| filter(frame, &self.handles.at(direction))).zip(0..);
                 let ours = placed.find(|(filter, _)| filter.ours.is_some());
                 found.extend(ours.map(|(filter, position)| Attachment {
                     kind: HookKind::Clsact,
@@ -293,7 +321,7 @@ impl Netlink {
                 continue;
             }
             let frames = self.filters(ifindex, direction).await?;
-            let listed = frames.iter().filter_map(|frame| filter(frame, self.handles));
+            let listed = frames.iter().filter_map(|frame| filter(frame, &self.handles.all()));
             let chain: Vec<_> = listed
                 .map(|f| {
                     let Filter { ours, program, kind, name, priority } = f;
@@ -317,7 +345,7 @@ impl Netlink {
         if self.clsact_kind(ifindex).await.with_context(what)?.as_deref() != Some(CLSACT) {
             return Ok(());
         }
-        for handle in self.handles {
+        for handle in self.handles.at(direction) {
             self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
         }
         for side in [Direction::Ingress, Direction::Egress] {
@@ -352,7 +380,7 @@ mod tests {
         message.attributes.push(TcAttribute::Chain(0));
         message.attributes.push(TcAttribute::Options(vec![TcOption::Bpf(TcFilterBpfOption::ProgId(42))]));
         change(&mut message);
-        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)), FILTER_HANDLES)
+        filter(&Frame::from(RouteNetlinkMessage::NewTrafficFilter(message)), &FILTER_HANDLES)
     }
 
     #[test]
@@ -368,10 +396,12 @@ mod tests {
 
     #[test]
     fn an_instance_has_two_handles_of_its_own() {
-        let of = |pins: &str, hash| handles(&Instance::of(std::path::Path::new(pins)), hash);
-        assert_eq!(of(Instance::DEFAULT_PINS, 5), FILTER_HANDLES);
-        assert_eq!(of("/sys/fs/bpf/other", 5), [0x8000_0004, 0x8000_0005]);
-        assert_eq!(of("/sys/fs/bpf/third", u32::MAX), [u32::MAX - 1, u32::MAX]);
+        let of = |pins: &str, hash| Handles::of(&Instance::of(std::path::Path::new(pins)), hash);
+        assert_eq!(of(Instance::DEFAULT_PINS, 5), Handles::default());
+        let other = of("/sys/fs/bpf/other", 5);
+        assert_eq!(other.at(Direction::Ingress), [0x8000_0004, 0x8000_0005]);
+        assert_eq!(other.at(Direction::Underlay), [0xc000_0004, 0xc000_0005]);
+        assert_eq!(of("/sys/fs/bpf/third", u32::MAX).at(Direction::Egress), [0xbfff_fffe, 0xbfff_ffff]);
     }
 
     #[test]

@@ -8,8 +8,9 @@ use anyhow::{Context, Result, anyhow};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoGeneve, InfoGre, InfoGre6,
-    InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridge, InfoBridgePort, InfoData,
+    InfoGeneve, InfoGre, InfoGre6, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, Prop,
 };
 use std::net::IpAddr;
 
@@ -169,6 +170,8 @@ impl Netlink {
             LinkChange::Learning(true) => "let it learn addresses".to_owned(),
             LinkChange::Learning(false) => "stop it from learning addresses".to_owned(),
             LinkChange::VxlanLocal(local) => format!("set its local address to {local}"),
+            LinkChange::Forward { ipv6: false } => "let it forward IPv4".to_owned(),
+            LinkChange::Forward { ipv6: true } => "let it forward IPv6".to_owned(),
             LinkChange::Alias(alias) => format!("set its alias to {alias:?}"),
             LinkChange::Altname(altname) => format!("give it the alternative name {altname:?}"),
         };
@@ -186,6 +189,13 @@ impl Netlink {
             LinkChange::Learning(on) => self.set_vxlan(ifindex, InfoVxlan::Learning(*on)).await,
             LinkChange::VxlanLocal(IpAddr::V4(local)) => self.set_vxlan(ifindex, InfoVxlan::Local(*local)).await,
             LinkChange::VxlanLocal(IpAddr::V6(local)) => self.set_vxlan(ifindex, InfoVxlan::Local6(*local)).await,
+            LinkChange::Forward { ipv6: false } => {
+                let mut forwarding = InetDevConf::default();
+                forwarding.forwarding = 1;
+                let inet = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(forwarding)]);
+                self.set(ifindex, vec![LinkAttribute::AfSpecUnspec(vec![inet])]).await
+            }
+            LinkChange::Forward { ipv6: true } => return self.forward6(ifindex).await,
             LinkChange::Alias(alias) => self.set(ifindex, vec![LinkAttribute::IfAlias(alias.clone())]).await,
             LinkChange::Altname(altname) => self.add_altname(ifindex, altname).await,
         };
@@ -193,6 +203,24 @@ impl Netlink {
             let remedy = change_remedy(change, &failure);
             anyhow!(failure).context(format!("link with ifindex {ifindex}: {what}{remedy}"))
         })
+    }
+
+    /// Netlink can't say it. The setting is left alone where it is on already: the kernel forgets default routes that it
+    /// learned from router advertisements whenever somebody switches forwarding on.
+    async fn forward6(&self, ifindex: u32) -> Result<()> {
+        let request = RouteNetlinkMessage::GetLink(message(ifindex, vec![]));
+        let frames = self.transport.request(request, 0).await.context("look a link up")?;
+        let Some(link) = frames.iter().find_map(link::link) else { return Ok(()) };
+        if link.forwards.v6 {
+            return Ok(());
+        }
+        let path = format!("/proc/sys/net/ipv6/conf/{}/forwarding", link.name);
+        crate::fault_point::reach();
+        match std::fs::write(&path, "1") {
+            // The link is gone.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome.with_context(|| format!("write {path}")),
+        }
     }
 
     /// What isn't named stays as it is.

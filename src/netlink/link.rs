@@ -4,7 +4,7 @@
 
 use super::attributes::{attribute, attributes, flag, ipv4, ipv6, text, u16_network, u32_host, u64_host};
 use super::transport::Frame;
-use crate::model::{Address, Link, Local, TunnelDevice, TunnelKind};
+use crate::model::{Address, Forwarding, Link, Local, TunnelDevice, TunnelKind};
 use std::net::IpAddr;
 
 /// Length of `struct ifinfomsg`.
@@ -19,10 +19,16 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_GROUP: u16 = 27;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_CONF: u16 = 2;
 
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -93,11 +99,21 @@ pub(super) fn link(frame: &Frame) -> Option<Link> {
                 link.dropped = (count(STATS64_DROPPED.0), count(STATS64_DROPPED.1));
             }
             IFLA_LINKINFO => read_info(value, &mut link),
+            IFLA_AF_SPEC => link.forwards = forwards(value),
             _ => {}
         }
     }
     link.peer_in_other_netns = netnsid && link.kind == "veth";
     Some(link)
+}
+
+/// Of both arrays of settings, `IPV4_DEVCONF_FORWARDING` and `DEVCONF_FORWARDING` come first.
+fn forwards(families: &[u8]) -> Forwarding {
+    let first = |family, conf| {
+        let settings = attribute(families, family).and_then(|f| attribute(f, conf));
+        settings.and_then(u32_host).is_some_and(|forwarding| forwarding != 0)
+    };
+    Forwarding { v4: first(AF_INET, IFLA_INET_CONF), v6: first(AF_INET6, IFLA_INET6_CONF) }
 }
 
 fn read_info(info: &[u8], link: &mut Link) {

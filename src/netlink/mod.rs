@@ -42,7 +42,12 @@ pub struct Netlink {
     /// Group of devices that are being made.
     unfinished: u32,
     /// Handles of our clsact filters.
-    handles: [u32; 2],
+    handles: clsact::Handles,
+}
+
+/// Whether IPv6 forwarding of a link can be switched on: that goes by `/proc/sys`, which a unit may see read-only.
+pub fn forwarding6_writable() -> bool {
+    std::fs::OpenOptions::new().write(true).open("/proc/sys/net/ipv6/conf/lo/forwarding").is_ok()
 }
 
 impl Netlink {
@@ -53,7 +58,7 @@ impl Netlink {
     /// When the kernel refuses a netlink socket.
     pub async fn open() -> Result<Self> {
         let (transport, sources) = (Transport::open()?, underlay::Sources::open()?);
-        Ok(Self { transport, sources, unfinished: device::UNFINISHED_GROUPS, handles: FILTER_HANDLES })
+        Ok(Self { transport, sources, unfinished: device::UNFINISHED_GROUPS, handles: clsact::Handles::default() })
     }
 
     /// Tells half-made devices and filters of that instance from those of others.
@@ -63,7 +68,7 @@ impl Netlink {
         let digest = Sha256::digest(instance.port_alias("", ""));
         let hash = u32::from_be_bytes([0, 1, 2, 3].map(|n| digest.get(n).copied().unwrap_or_default()));
         self.unfinished = device::UNFINISHED_GROUPS | hash >> 16;
-        self.handles = clsact::handles(instance, hash);
+        self.handles = clsact::Handles::of(instance, hash);
         self
     }
 

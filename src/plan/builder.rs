@@ -1,5 +1,6 @@
 //! Collects operations by phase and changes by address, then lays the phases end to end.
 
+use super::lanes::Lanes;
 use super::live::{ByKey, Links, Live};
 use super::*;
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +33,16 @@ pub(super) struct PlannedTunnel {
     pub(super) index: u32,
     pub(super) link: Option<LinkRef>,
     pub(super) mtu: u32,
+    /// How its packets are told on the underlay, where they are decapsulated there.
+    pub(super) decap: Option<Decap>,
+}
+
+/// A device that carries tunnels which are decapsulated on it.
+#[derive(Debug, Clone)]
+pub(super) struct PlannedUnderlay<'a> {
+    pub(super) index: u32,
+    pub(super) link: &'a Link,
+    pub(super) ports: Vec<TunnelPort>,
 }
 
 /// A mapping of the desired state whose interface exists or is about to.
@@ -42,6 +53,8 @@ pub(super) struct PlannedMapping<'a> {
     pub(super) ifindex: Option<u32>,
     pub(super) slot: u32,
     pub(super) fresh: bool,
+    /// Set where its packets leave by the fast lane.
+    pub(super) fast: Option<FastHeader>,
 }
 
 impl PlannedMapping<'_> {
@@ -59,6 +72,9 @@ pub(super) struct Builder<'a> {
     pub(super) keyed: [ByKey<'a>; 2],
     pub(super) tunnels: BTreeMap<&'a str, PlannedTunnel>,
     pub(super) mappings: Vec<PlannedMapping<'a>>,
+    pub(super) lanes: Lanes<'a>,
+    /// Underlay devices by name.
+    pub(super) underlays: BTreeMap<&'a str, PlannedUnderlay<'a>>,
     /// Links that go, each with the address of its change.
     pub(super) deleted_links: BTreeMap<u32, String>,
     pub(super) growing: bool,
@@ -77,6 +93,8 @@ impl<'a> Builder<'a> {
             keyed: Default::default(),
             tunnels: BTreeMap::new(),
             mappings: Vec::new(),
+            lanes: Lanes::of(input.desired, input.observed),
+            underlays: BTreeMap::new(),
             deleted_links: BTreeMap::new(),
             growing: false,
             operations: Vec::new(),
@@ -201,6 +219,7 @@ pub fn plan(input: Input<'_>) -> Plan {
     devices::tunnels(&mut builder);
     devices::bridges_and_ports(&mut builder);
     devices::leftovers(&mut builder);
+    lanes::resolve(&mut builder);
     slots::assign(&mut builder);
     mappings::capacity(&mut builder);
     mappings::conf(&mut builder);

@@ -143,7 +143,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
                 None
             }
         };
-        b.tunnels.insert(name, PlannedTunnel { index, link, mtu });
+        b.tunnels.insert(name, PlannedTunnel { index, link, mtu, decap: None });
     }
 }
 
@@ -159,6 +159,10 @@ fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {
         udp6_zero_checksum_rx: tunnel.local.v6.is_some() && tunnel.kind != TunnelKind::Gretap,
     };
     b.operation(Phase::MakeLinks, &tunnel.name, Step::CreateLink { link });
+    let families = [false, true].map(|ipv6| (ipv6, b.lanes.needs_forwarding(&tunnel.name, ipv6)));
+    for (ipv6, _) in families.into_iter().filter(|(_, needed)| *needed) {
+        edit(b, Phase::Join, &tunnel.name, &LinkRef::to_be_made(&tunnel.name), LinkEdit::Forward { ipv6 });
+    }
     // Up only when its program is attached: until then the host's own stack would see what it receives.
     edit(b, Phase::Join, &tunnel.name, &LinkRef::to_be_made(&tunnel.name), LinkEdit::Up(true));
 }
@@ -178,6 +182,11 @@ fn repair_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, link: &Link, mtu: u32) {
     }
     if link.tunnel.as_ref().is_some_and(|device| device.learning) {
         repair(b, "learning off".to_owned(), LinkEdit::Learning(false));
+    }
+    for (ipv6, forwards, family) in [(false, link.forwards.v4, "IPv4"), (true, link.forwards.v6, "IPv6")] {
+        if !forwards && b.lanes.needs_forwarding(&tunnel.name, ipv6) {
+            repair(b, format!("forwards {family}: off -> on"), LinkEdit::Forward { ipv6 });
+        }
     }
     // Of a device in external mode the address informs people, and the kernel changes it within its family only.
     let local = device_local(tunnel.kind, tunnel.local);
@@ -219,7 +228,7 @@ pub(super) fn bridges_and_ports(b: &mut Builder<'_>) {
             None => existing_interface(b, mapping),
         };
         if let Some(link) = link {
-            b.mappings.push(PlannedMapping { mapping, ifindex: link.ifindex, slot: 0, fresh: false });
+            b.mappings.push(PlannedMapping { mapping, ifindex: link.ifindex, slot: 0, fresh: false, fast: None });
         }
     }
 }

@@ -23,13 +23,14 @@ struct Wanted<'a> {
 enum Owner<'a> {
     Tunnel(&'a str),
     Mapping(&'a Mapping),
+    Underlay(&'a str),
 }
 
 impl Owner<'_> {
     /// Address of the change that an attachment would belong to.
     fn address(self) -> String {
         match self {
-            Self::Tunnel(name) => name.to_owned(),
+            Self::Tunnel(name) | Self::Underlay(name) => name.to_owned(),
             Self::Mapping(mapping) => mapping.address(),
         }
     }
@@ -68,7 +69,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     programs.extend(wanted.iter().map(|w| w.program));
     let needed = programs.clone();
     let nobodys = |a: &Attachment| by_hook.find(&wanted, a.ifindex, a.direction).is_none();
-    if hooks.unclaimed().any(|a| left_behind(a) && nobodys(a)) {
+    if hooks.unclaimed().any(|a| a.direction != Direction::Underlay && left_behind(a) && nobodys(a)) {
         programs.insert(Program::HandleEgress);
     }
     // A growth loads every program that is pinned.
@@ -87,7 +88,8 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         // While maps grow, TCX attachments move along; clsact ones are put on the new maps before anything is written.
         let moved = b.growing && kind == HookKind::Tcx && running.is_some() && running == known.map(|p| p.id);
         let fine = moved || (!b.growing && id.is_some() && running == id);
-        if fine && found.is_some_and(|a| a.position == 0) {
+        // On an underlay device others may well come first.
+        if fine && found.is_some_and(|a| a.position == 0 || *direction == Direction::Underlay) {
             continue;
         }
         let here = ifindex.iter().flat_map(|ifindex| hooks.at(*ifindex));
@@ -124,7 +126,8 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         let Attachment { ifindex, direction, kind, .. } = *attachment;
         let here = by_hook.find(&wanted, ifindex, direction);
         let link = b.links.indexed(ifindex);
-        if left_behind(attachment) && here.is_none() {
+        let underlay = direction == Direction::Underlay;
+        if left_behind(attachment) && here.is_none() && !underlay {
             // Nobody is to be heard there any more, but until it is detached nothing may reach the host's stack:
             // handle_egress drops what has no entry.
             let link = link.map_or_else(|| LinkRef::gone(ifindex), LinkRef::of);
@@ -138,18 +141,24 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
         // Of the same change as its link, if that goes: where the link can't be deleted, the program stays.
         let doomed = b.deleted_links.get(&ifindex).cloned();
         // And where one of the other kind takes over, of the change that attaches that one: no gap if it can't.
-        let address = here.map(|w| w.owner.address()).or(doomed).or_else(|| owner_of(b, ifindex));
+        let named = || if underlay { link_name(b, ifindex) } else { owner_of(b, ifindex) };
+        let address = here.map(|w| w.owner.address()).or(doomed).or_else(named);
         let address = address.unwrap_or_else(|| link.to_string());
-        let replaced = here.is_some() && left_behind(attachment);
+        // Nobody waits on an underlay device for what goes there: it is detached before the maps move on.
+        let replaced = (here.is_some() || underlay) && left_behind(attachment);
         let phase = if replaced { Phase::Programs } else { Phase::Detach };
         b.operation(phase, &address, Step::Detach { link: link.clone(), direction, kind });
-        let object = if b.tunnels.contains_key(address.as_str()) { Object::Tunnel } else { Object::Mapping };
+        let object = match underlay {
+            true => Object::Underlay,
+            false if b.tunnels.contains_key(address.as_str()) => Object::Tunnel,
+            false => Object::Mapping,
+        };
         note_detach(b, object, &address, format!("detach from {link} {direction}"));
     }
 
     for (program, _) in loaded.iter().filter(|(p, _)| !needed.contains(p)) {
         // handle_egress stays loaded: the next mapping finds it there.
-        if matches!(program, Program::HandleIngress { .. }) {
+        if !matches!(program, Program::HandleEgress) {
             b.operation(Phase::Unload, DATA_PLANE, Step::UnloadProgram { program: *program });
             let detail = format!("unload {}", describe(*program));
             b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Removed, detail);
@@ -171,6 +180,10 @@ fn wanted<'a>(b: &Builder<'a>, hooks: &mut Hooks<'a>) -> Vec<Wanted<'a>> {
             want(program, *name, link.ifindex, Direction::Ingress, Owner::Tunnel(name));
         }
     }
+    for (name, underlay) in &b.underlays {
+        let program = Program::HandleUnderlay { index: underlay.index };
+        want(program, *name, Some(underlay.link.ifindex), Direction::Underlay, Owner::Underlay(name));
+    }
     for planned in &b.mappings {
         let mapping = planned.mapping;
         let direction = match mapping.attach {
@@ -186,7 +199,8 @@ fn wanted<'a>(b: &Builder<'a>, hooks: &mut Hooks<'a>) -> Vec<Wanted<'a>> {
 /// or a tenant's packets would fall to the host's own stack.
 fn held_fast<'a>(b: &Builder<'a>, hooks: &mut Hooks<'a>, wanted: &[Wanted<'a>]) -> Vec<Wanted<'a>> {
     let kind = b.input.observed.features.hook_kind;
-    let unclaimed: Vec<&Attachment> = hooks.unclaimed().collect();
+    let unclaimed: Vec<&Attachment> =
+        hooks.unclaimed().filter(|attachment| attachment.direction != Direction::Underlay).collect();
     if unclaimed.is_empty() {
         return Vec::new();
     }
@@ -227,7 +241,12 @@ fn describe(program: Program) -> String {
     match program {
         Program::HandleEgress => "handle_egress".to_owned(),
         Program::HandleIngress { tunnel } => format!("handle_ingress of tunnel index {tunnel}"),
+        Program::HandleUnderlay { index } => format!("handle_underlay of index {index}"),
     }
+}
+
+fn link_name(b: &Builder<'_>, ifindex: u32) -> Option<String> {
+    b.links.indexed(ifindex).map(|link| link.name.clone())
 }
 
 /// The change an attachment of that link belongs to: the mapping's or tunnel's that is or was there.
@@ -243,6 +262,11 @@ fn note(b: &mut Builder<'_>, owner: Owner<'_>, address: &str, detail: String) {
         Owner::Tunnel(_) => {
             let reason = if b.tunnel_unchanged(address) { Reason::Drift } else { Reason::Added };
             b.device_change(Object::Tunnel, address, ChangeAction::Update, reason, detail);
+            return;
+        }
+        Owner::Underlay(_) => {
+            let reason = if b.live.present { Reason::Drift } else { Reason::Added };
+            b.device_change(Object::Underlay, address, ChangeAction::Update, reason, detail);
             return;
         }
         Owner::Mapping(mapping) => mapping,

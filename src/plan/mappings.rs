@@ -98,8 +98,10 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         let live = b.live.conf.get(&planned.index).cloned();
         let dev = b.live.devs.get(planned.index);
         let ifindex = planned.link.as_ref().map_or(Some(0), |l| l.ifindex);
-        let same_conf =
-            live.as_ref().is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark);
+        let role = Role::Tunnel(planned.decap);
+        let same_conf = live
+            .as_ref()
+            .is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark && c.role == role);
         let same_dev = dev == planned.link.as_ref().and_then(|l| l.ifindex)
             && planned.link.as_ref().is_none_or(|l| l.ifindex.is_some());
         if same_conf && same_dev {
@@ -120,7 +122,11 @@ pub(super) fn conf(b: &mut Builder<'_>) {
                     None => "device is gone".to_owned(),
                 },
             ),
-            Some(c) => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
+            Some(c) if c.mark != tunnel.mark => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
+            Some(_) => {
+                let by = if planned.decap.is_some() { "its underlay device" } else { "its own device" };
+                (ChangeAction::Update, format!("decapsulated on {by}"))
+            }
         };
         let reason = match &live {
             None if b.live.present && b.tunnel_unchanged(name) => Reason::Drift,
@@ -151,14 +157,23 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             let link = planned.link.clone();
             let name_of_tunnel = (*name).to_owned();
             let without_device = live.as_ref().is_none_or(|c| c.ifindex != 0);
-            let step =
-                Step::SetConf { index: planned.index, name: name_of_tunnel, link, mark: tunnel.mark, without_device };
+            let (index, mark) = (planned.index, tunnel.mark);
+            let step = Step::SetConf { index, name: name_of_tunnel, link, mark, role, without_device };
             b.operation(Phase::Tunnels, name, step);
         }
     }
-    let used: BTreeSet<u32> = tunnels.values().map(|t| t.index).collect();
+    underlays(b);
+    let mut used: BTreeSet<u32> = tunnels.values().map(|t| t.index).collect();
+    used.extend(b.underlays.values().map(|u| u.index));
     for (index, conf) in b.live.conf.clone() {
         if used.contains(&index) {
+            continue;
+        }
+        if let Role::Underlay(_) = conf.role {
+            let detail = "no tunnel is decapsulated on it any more".to_owned();
+            let reason = if b.links.indexed(conf.ifindex).is_some() { Reason::Changed } else { Reason::InterfaceGone };
+            b.device_change(Object::Underlay, &conf.name, ChangeAction::Delete, reason, detail);
+            b.operation(Phase::DropTargets, &conf.name, Step::ClearConf { index });
             continue;
         }
         let detail = format!("release tunnel index {index}");
@@ -180,6 +195,38 @@ pub(super) fn conf(b: &mut Builder<'_>) {
     for slot in live_devs {
         let name = b.live.tunnel_name(slot);
         b.operation(Phase::DropTargets, &name, Step::ClearDev { slot });
+    }
+}
+
+/// The devices that carry tunnels: their entries of `conf` and of `devs`.
+fn underlays(b: &mut Builder<'_>) {
+    for (name, planned) in b.underlays.clone() {
+        let (ifindex, index) = (planned.link.ifindex, planned.index);
+        let role = Role::Underlay(planned.ports);
+        let live = b.live.conf.get(&index).cloned();
+        let same_dev = b.live.devs.get(index) == Some(ifindex);
+        let same_conf =
+            live.as_ref().is_some_and(|c| c.ifindex == ifindex && c.name == name && c.mark == 0 && c.role == role);
+        if same_conf && same_dev {
+            continue;
+        }
+        let (action, reason) = match &live {
+            None => (ChangeAction::Create, Reason::Added),
+            Some(c) if c.ifindex != ifindex => (ChangeAction::Update, Reason::InterfaceRecreated),
+            Some(c) if c.role != role => (ChangeAction::Update, Reason::Changed),
+            Some(_) => (ChangeAction::Update, Reason::Drift),
+        };
+        let detail = format!("tunnels are decapsulated on {name}");
+        b.device_change(Object::Underlay, name, action, reason, detail);
+        let link = LinkRef::of(planned.link);
+        if !same_dev {
+            b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: index, link: link.clone() });
+        }
+        if !same_conf {
+            let (name_of_device, link) = (name.to_owned(), Some(link));
+            let step = Step::SetConf { index, name: name_of_device, link, mark: 0, role, without_device: false };
+            b.operation(Phase::Tunnels, name, step);
+        }
     }
 }
 
@@ -260,6 +307,7 @@ fn upsert(b: &mut Builder<'_>, p: &PlannedMapping<'_>, index: u32) -> Option<usi
         tos: tunnel.tos,
         df: tunnel.df,
         checksum: tunnel.checksum_for(mapping.key.remote),
+        fast: p.fast,
         valid: true,
     };
     let live_if = p.ifindex.and_then(|i| b.live.ifs.get(i));

@@ -22,10 +22,12 @@ pub mod declared;
 mod devices;
 mod fingerprint;
 mod hooks;
+pub mod lanes;
 mod live;
 mod mappings;
 pub mod mesh;
 mod operation;
+pub mod room;
 mod slots;
 mod views;
 
@@ -86,6 +88,8 @@ pub enum Object {
     Tunnel,
     /// A bridge.
     Bridge,
+    /// A device that carries tunnels.
+    Underlay,
     /// A mapping.
     Mapping,
 }
@@ -299,6 +303,8 @@ pub enum Step {
         link: Option<LinkRef>,
         /// Value for `tc_index`.
         mark: u16,
+        /// What the entry is for.
+        role: Role,
         /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
         /// forget the device that it names.
         without_device: bool,
@@ -390,6 +396,11 @@ pub enum LinkEdit {
     Isolated(bool),
     /// Whether a vxlan device learns addresses.
     Learning(bool),
+    /// Forwards IPv4, or IPv6 where said: the fast lane looks its routes up as if the tunnel device forwarded.
+    Forward {
+        /// IPv6.
+        ipv6: bool,
+    },
     /// Local address of a vxlan device, in place of one of the same family.
     VxlanLocal(std::net::IpAddr),
     /// Alias.

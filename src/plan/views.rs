@@ -65,6 +65,13 @@ pub(super) fn differences(live: Option<&IfEntry>, want: &IfEntry) -> Vec<String>
         if live.checksum != want.checksum {
             out.push(format!("checksum {} -> {}", live.checksum, want.checksum));
         }
+        if live.fast != want.fast {
+            let lane = |fast: Option<FastHeader>| if fast.is_some() { "fast" } else { "device" };
+            out.push(match (live.fast, want.fast) {
+                (Some(_), Some(header)) => format!("UDP port {}", header.port),
+                _ => format!("lane {} -> {}", lane(live.fast), lane(want.fast)),
+            });
+        }
         if !live.valid {
             out.push("if2tunkey entry with a wrong check".to_owned());
         }

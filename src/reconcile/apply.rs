@@ -240,6 +240,7 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
                 LinkEdit::Master(bridge) => LinkChange::Master { bridge: Some(index(bridge)?) },
                 LinkEdit::Isolated(on) => LinkChange::Isolated(*on),
                 LinkEdit::Learning(on) => LinkChange::Learning(*on),
+                LinkEdit::Forward { ipv6 } => LinkChange::Forward { ipv6: *ipv6 },
                 LinkEdit::VxlanLocal(local) => LinkChange::VxlanLocal(*local),
                 LinkEdit::Alias(alias) => LinkChange::Alias(alias.clone()),
                 LinkEdit::Altname(name) => LinkChange::Altname(name.clone()),
@@ -269,9 +270,9 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
         })),
         Step::SetConf { .. } => Batch::SetConf(each(group, |s| match s {
             // A tunnel whose device could not be made keeps its index, without a device.
-            Step::SetConf { index, name, link, mark, .. } => {
+            Step::SetConf { index, name, link, mark, role, .. } => {
                 let ifindex = link.as_ref().and_then(|l| l.resolve(made)).unwrap_or(0);
-                Some((*index, Conf { ifindex, name: name.clone(), mark: *mark }))
+                Some((*index, Conf { ifindex, name: name.clone(), mark: *mark, role: role.clone() }))
             }
             _ => None,
         })),

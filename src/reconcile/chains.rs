@@ -5,7 +5,7 @@ use crate::bpf::{ForeignPrograms, tcx_programs};
 use crate::model::*;
 use crate::netlink::ListedFilter;
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is at hooks, and how much of it could be seen.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +19,8 @@ pub struct Chains {
 impl Chains {
     /// The chain of that hook.
     pub fn of(&self, ifindex: u32, direction: Direction) -> Option<&Chain> {
-        let place = self.chains.binary_search_by_key(&(ifindex, direction), |c| (c.ifindex, c.direction)).ok()?;
+        let place =
+            self.chains.binary_search_by_key(&(ifindex, direction.side()), |c| (c.ifindex, c.direction)).ok()?;
         self.chains.get(place)
     }
 }
@@ -46,14 +47,17 @@ impl LiveKernel {
     /// What the kernel said.
     pub async fn chains(&self, hooks: &[(u32, Direction)], observed: &Observed) -> Result<Chains> {
         let mut programs = ForeignPrograms::default();
+        // On an underlay device our place is beside that of others.
+        let sides: BTreeSet<_> = hooks.iter().map(|(ifindex, direction)| (*ifindex, direction.side())).collect();
+        let hooks: Vec<_> = sides.into_iter().collect();
         let mut chains: BTreeMap<(u32, Direction), Vec<ChainMember>> = BTreeMap::new();
         let ours: BTreeMap<(u32, Direction), u32> = observed
             .attachments
             .iter()
             .filter(|a| a.kind == HookKind::Tcx && a.program.is_some())
-            .map(|a| ((a.ifindex, a.direction), a.position))
+            .map(|a| ((a.ifindex, a.direction.side()), a.position))
             .collect();
-        for &(ifindex, direction) in hooks {
+        for &(ifindex, direction) in &hooks {
             let own = ours.get(&(ifindex, direction));
             let members: Vec<_> = (0u32..)
                 .zip(tcx_programs(ifindex, direction)?)
@@ -63,7 +67,7 @@ impl LiveKernel {
                 chains.insert((ifindex, direction), members);
             }
         }
-        for (ifindex, direction, filters) in self.netlink.filter_chains(hooks).await? {
+        for (ifindex, direction, filters) in self.netlink.filter_chains(&hooks).await? {
             let members = filters.into_iter().map(|f| clsact_member(&mut programs, f));
             chains.entry((ifindex, direction)).or_default().extend(members);
         }

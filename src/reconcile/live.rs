@@ -258,8 +258,8 @@ impl LiveKernel {
         let traffic = self.dataplane.counters()?.into_iter().map(|(slot, c)| {
             let counted = DropReason::ALL.iter().map(|r| (r.name().to_owned(), c.dropped(*r)));
             let drops = counted.filter(|(_, n)| *n > 0).collect();
-            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, .. } = c;
-            (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, drops })
+            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, .. } = c;
+            (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, drops })
         });
         Ok(traffic.collect())
     }
@@ -393,7 +393,11 @@ impl Kernel for LiveKernel {
         if ports && self.port_kind.is_none() {
             self.port_kind = Some(self.netlink.port_kind().await?);
         }
-        let features = Features { hook_kind: self.hook_kind, port_kind: self.port_kind.unwrap_or(PortKind::Dummy) };
+        let features = Features {
+            hook_kind: self.hook_kind,
+            port_kind: self.port_kind.unwrap_or(PortKind::Dummy),
+            forwarding6: crate::netlink::forwarding6_writable(),
+        };
         let mut seen = self.seen.take();
         let maps = self.dataplane.observe_beside(seen.as_mut().and_then(|s| s.devs.take()))?;
         let Surroundings { links, addresses, underlay, programs, attachments, .. } = match seen {

@@ -24,6 +24,12 @@ pub struct Traffic {
     pub tx_packets: u64,
     /// Bytes of them, inner Ethernet frames.
     pub tx_bytes: u64,
+    /// Of the packets that arrived, those that took the fast lane.
+    #[serde(default)]
+    pub rx_fast: u64,
+    /// Of the packets sent, those that took the fast lane.
+    #[serde(default)]
+    pub tx_fast: u64,
     /// Drops by reason; reasons that never occurred are left out.
     pub drops: BTreeMap<String, u64>,
 }

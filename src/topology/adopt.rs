@@ -46,6 +46,7 @@ pub fn adopt(observed: &Observed) -> Desired {
                 key: TunnelKey { tunnel: conf.name.clone().into(), id: entry.key.id, remote: entry.key.remote },
                 local: entry.local,
                 attach: if entry.endpoint { Attach::Endpoint } else { Attach::Port },
+                node: generated.as_ref().map(|port| port.node.as_str().into()),
                 generated: generated.map(Box::new),
                 origin: Origin::default(),
             },

@@ -261,6 +261,7 @@ impl<'a> Compiler<'a> {
                 key: TunnelKey { tunnel: name.clone(), id: doc.id, remote: doc.remote },
                 local: source,
                 attach: doc.attach,
+                node: None,
                 generated: None,
                 origin: placed.origin(),
             };
@@ -371,6 +372,7 @@ impl<'a> Compiler<'a> {
                     key: TunnelKey { tunnel: tunnel_name.clone(), id: tenant.value.id, remote },
                     local: source,
                     attach,
+                    node: Some((*other).into()),
                     generated: generated.map(Box::new),
                     origin: origin.clone(),
                 };

@@ -13,7 +13,29 @@ pub fn schema() -> Value {
     let generator = SchemaSettings::draft07().into_generator();
     let mut schema = generator.into_root_schema_for::<Document>();
     schema.insert("title".to_owned(), json!("tunnel-mesh topology"));
-    schema.to_value()
+    let mut value = schema.to_value();
+    plain_defaults(&mut value);
+    value
+}
+
+/// Defaults as a file would say them: those that a file can't say are left out.
+fn plain_defaults(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            match object.get("default") {
+                Some(default) if default.get("fixed").is_some() => {
+                    let fixed = default["fixed"].clone();
+                    object.insert("default".to_owned(), fixed);
+                }
+                Some(Value::Null) => drop(object.remove("default")),
+                Some(Value::String(text)) if text.is_empty() => drop(object.remove("default")),
+                _ => {}
+            }
+            object.values_mut().for_each(plain_defaults);
+        }
+        Value::Array(list) => list.iter_mut().for_each(plain_defaults),
+        _ => {}
+    }
 }
 
 /// An IP address of either family.

@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tunnel_mesh::bpf::{Dataplane, probe_tcx};
-use tunnel_mesh::model::{Attach, Conf, Direction, IfEntry, OuterField, Program, SlotRef, TunKey};
+use tunnel_mesh::model::{Attach, Conf, Direction, IfEntry, OuterField, Program, Role, SlotRef, TunKey};
 
 /// Index of the tunnel in every host.
 pub const TUNNEL: u32 = 1;
@@ -187,7 +187,8 @@ impl Host {
         let ifindex = self.ifindex("vxlan0");
         self.within(|dp| {
             dp.write_devs(&[(TUNNEL, ifindex)]).unwrap();
-            dp.write_conf(&[(TUNNEL, Conf { ifindex, name: "vxlan0".to_owned(), mark: MARK })]).unwrap();
+            dp.write_conf(&[(TUNNEL, Conf { ifindex, name: "vxlan0".to_owned(), mark: MARK, role: Role::default() })])
+                .unwrap();
         });
         self.attach(INGRESS, "vxlan0", Direction::Ingress);
     }
@@ -205,6 +206,7 @@ impl Host {
         let pin = match program {
             Program::HandleEgress => "handle_egress".to_owned(),
             Program::HandleIngress { tunnel } => format!("handle_ingress_{tunnel}"),
+            Program::HandleUnderlay { index } => format!("handle_underlay_{index}"),
         };
         let pin = self.dp.pin_dir().join("programs").join(pin);
         self.attach_clsact(&pin, interface, direction);
@@ -212,7 +214,7 @@ impl Host {
 
     /// Attaches a pinned program by clsact, with tc.
     pub fn attach_clsact(&self, pin: &Path, interface: &str, direction: Direction) {
-        let direction = if direction == Direction::Ingress { "ingress" } else { "egress" };
+        let direction = if direction == Direction::Egress { "egress" } else { "ingress" };
         self.within(|_| {
             output(&format!("tc qdisc add dev {interface} clsact"));
             run(&format!(
@@ -234,6 +236,7 @@ impl Host {
             tos: OuterField::Inherit,
             df: false,
             checksum: remote.is_ipv6(),
+            fast: None,
             valid: true,
         }
     }

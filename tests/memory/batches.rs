@@ -293,6 +293,8 @@ impl MemoryKernel {
             LinkChange::Up => link.up = true,
             LinkChange::Down => link.up = false,
             LinkChange::Mtu(mtu) => link.mtu = *mtu,
+            LinkChange::Forward { ipv6: false } => link.forwards.v4 = true,
+            LinkChange::Forward { ipv6: true } => link.forwards.v6 = true,
             LinkChange::Learning(on) => {
                 let device = link.tunnel.as_mut();
                 device.ok_or_else(|| refusal(libc::EOPNOTSUPP, "set learning"))?.learning = *on;

@@ -184,6 +184,7 @@ pub fn spoil(kernel: &mut MemoryKernel, mischief: &Mischief) {
                 tos: OuterField::Inherit,
                 df: true,
                 checksum: false,
+                fast: None,
                 valid: true,
             };
             let mut all: BTreeMap<_, _> = maps.if2tunkey.iter().copied().collect();

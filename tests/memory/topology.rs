@@ -65,6 +65,7 @@ pub fn desired(wanted: &[Option<Choice>], ttl: u8, ports: u8) -> Desired {
             key,
             local,
             attach,
+            node: generated.as_ref().map(|port| port.node.as_str().into()),
             generated,
             origin: Origin::default(),
         };
@@ -209,6 +210,7 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
             tos: tunnel.tos,
             df: tunnel.df,
             checksum: false,
+            fast: None,
             valid: true,
         };
         let right = entry == wanted && value == SlotRef { slot, endpoint, valid: true };

@@ -1,7 +1,8 @@
 //! A plan as JSON.
 
-use super::{Guard, Shown, Summary};
+use super::{Guard, Shown, Summary, warnings};
 use crate::model::Throughput;
+use crate::plan::room::TooLarge;
 use crate::plan::{Change, FORMAT_VERSION, Operation, Pending, Problem, fingerprint};
 use serde::Serialize;
 
@@ -20,6 +21,8 @@ pub(in crate::cli) struct Document<'a> {
     operations: &'a [Operation],
     pending: &'a [Pending],
     problems: &'a [Problem],
+    /// What tenants send and their tunnels have no room for.
+    warnings: Vec<TooLarge>,
     summary: Summary,
     guard: &'a Guard,
 }
@@ -44,6 +47,7 @@ pub(in crate::cli) fn document<'a>(shown: &'a Shown<'a>) -> Document<'a> {
         operations: &shown.plan.operations,
         pending: &shown.plan.pending,
         problems: &shown.plan.problems,
+        warnings: warnings(shown),
         summary: Summary::of(shown.plan),
         guard: shown.guard,
     }

@@ -1,7 +1,7 @@
 //! A plan as Markdown, for a comment on a pull request.
 
 use super::text::view;
-use super::{Shown, Summary, flow, group, guard_line, leads_to, name, nothing, object_of, reason};
+use super::{Shown, Summary, flow, group, guard_line, leads_to, name, nothing, object_of, reason, warnings};
 use crate::plan::{Change, ChangeAction, Object};
 use std::collections::BTreeMap;
 
@@ -17,6 +17,10 @@ pub(in crate::cli) fn plan(shown: &Shown<'_>, depth: usize) -> String {
     if let Some(line) = guard_line(shown.guard) {
         let kind = if shown.guard.held.is_empty() { "NOTE" } else { "WARNING" };
         out.push_str(&format!("> [!{kind}]\n> Deletion guard: {}.\n\n", text(&line)));
+    }
+    for warning in warnings(shown) {
+        let (what, remedy) = (text(&warning.to_string()), text(&warning.remedy));
+        out.push_str(&format!("> [!WARNING]\n> {what}. {remedy}.\n\n"));
     }
     let mut groups: BTreeMap<(u8, String), Vec<[String; 5]>> = BTreeMap::new();
     for change in &shown.plan.changes {

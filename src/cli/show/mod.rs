@@ -8,6 +8,7 @@ pub(super) mod markdown;
 pub(super) mod text;
 
 use crate::model::{Desired, Intent, Name, Observed, Throughput};
+use crate::plan::room::{TooLarge, too_large};
 use crate::plan::{Change, ChangeAction, Object, Plan, Reason};
 use crate::topology::guard;
 use serde::Serialize;
@@ -121,6 +122,11 @@ impl std::fmt::Display for Summary {
     }
 }
 
+/// What would be too large for its tunnel, as far as it is live.
+pub(super) fn warnings(shown: &Shown<'_>) -> Vec<TooLarge> {
+    shown.observed.map(|observed| too_large(shown.desired, observed)).unwrap_or_default()
+}
+
 /// Whether nothing changes.
 pub(super) fn nothing(plan: &Plan) -> bool {
     plan.operations.is_empty() && plan.changes.is_empty()
@@ -154,8 +160,9 @@ fn group(object: Object, address: &str) -> (u8, String) {
         (Object::DataPlane, _) => (0, "data plane".to_owned()),
         (Object::Tunnel, _) => (1, "tunnels".to_owned()),
         (Object::Bridge, _) => (2, "bridges".to_owned()),
-        (Object::Mapping, Some((tenant, _))) => (3, format!("tenant {tenant}")),
-        (Object::Mapping, None) => (4, "mappings".to_owned()),
+        (Object::Underlay, _) => (3, "underlay".to_owned()),
+        (Object::Mapping, Some((tenant, _))) => (4, format!("tenant {tenant}")),
+        (Object::Mapping, None) => (5, "mappings".to_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A plan as text: grouped by tenant, one line a change.
 
-use super::{Shown, Summary, flow, group, guard_line, leads_to, name, nothing, object_of, reason};
+use super::{Shown, Summary, flow, group, guard_line, leads_to, name, nothing, object_of, reason, warnings};
 use crate::cli::paint::Paint;
 use crate::plan::{Change, ChangeAction, MappingView, Object, Plan, Reason};
 use std::collections::BTreeMap;
@@ -14,6 +14,9 @@ pub(in crate::cli) fn plan(shown: &Shown<'_>, paint: Paint) -> String {
     if let Some(line) = guard_line(shown.guard) {
         let label = if shown.guard.held.is_empty() { paint.bold("Guard:") } else { paint.yellow("Held:") };
         out.push_str(&format!("{label} {line}.\n"));
+    }
+    for warning in warnings(shown) {
+        out.push_str(&format!("{} {warning}.\n  {}.\n", paint.yellow("Warning:"), warning.remedy));
     }
     if nothing(shown.plan) {
         out.push_str("No changes.\n");
