@@ -352,6 +352,12 @@ fn a_host_of_a_mesh_is_adopted_from_what_is_live() {
          wire: {{id: 7, tunnel: vxlan1, members: {{host0: {{interface: eth4, attach: endpoint}}, host1: {{interface: e}}}}}}\n\
          mappings:\n  - {{tenant: blue, interface: eth1, id: 9, remote: 172.16.1.101, tunnel: vxlan0}}\n"
     );
+    // Whichever lane is taken: here the daemon's own choice first, then what the files say.
+    host.write("a.yaml", &text.replace(", fast: 'off'", ""));
+    host.apply();
+    let adopted = adopt(&host);
+    plans_empty(&host, &adopted);
+    std::fs::remove_file(host.topology().join("adopted.yaml")).unwrap();
     host.write("a.yaml", &text);
     host.apply();
     let adopted = adopt(&host);
