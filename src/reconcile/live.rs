@@ -320,6 +320,9 @@ impl LiveKernel {
         for attachment in observed.attachments.iter().filter(|a| a.kind == HookKind::Clsact) {
             let gone = self.netlink.clsact_detach(attachment.ifindex, attachment.direction).await;
             failures.extend(gone.err().filter(|e| !crate::netlink::is_gone(e)));
+            if attachment.direction == Direction::Underlay {
+                failures.extend(self.netlink.clsact_tidy(attachment.ifindex).await.err());
+            }
         }
         failures.extend(self.dataplane.remove_all().err());
         Ok(failures)
