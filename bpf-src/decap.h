@@ -223,13 +223,12 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 		return TC_ACT_UNSPEC;
 
 	ip = outer.eth_type == bpf_htons(ETH_P_IP) || outer.eth_type == bpf_htons(ETH_P_IPV6);
-	if (slot & TM_SLOT_ENDPOINT) {
-		/* A port's packets are looked at anew, but these go on as what the outer header said they are. */
-		if (!ip)
-			return TC_ACT_UNSPEC;
-		if (outer.eth_type != skb->protocol)
-			how |= outer.eth_type == bpf_htons(ETH_P_IP) ? TM_DECAP_L3_IPV4 : TM_DECAP_L3_IPV6;
-	}
+	/* A port's packets are looked at anew, but an endpoint's go on as what the outer header said they are. */
+	if (slot & TM_SLOT_ENDPOINT && !ip)
+		return TC_ACT_UNSPEC;
+	/* Unless it is told, the helper takes the outer family's header for the least that has to be left. */
+	if (ip && outer.eth_type != skb->protocol && (slot & TM_SLOT_ENDPOINT || length < outer.overhead + TM_ETH + 40))
+		how |= outer.eth_type == bpf_htons(ETH_P_IP) ? TM_DECAP_L3_IPV4 : TM_DECAP_L3_IPV6;
 	/* The tunnel device drops what is too short to be what it says. */
 	if (ip && length < outer.overhead + TM_ETH + (outer.eth_type == bpf_htons(ETH_P_IP) ? 20 : 40))
 		return TC_ACT_UNSPEC;

@@ -34,6 +34,7 @@ needs() {
             echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
+            echo 'promtool prometheus'
             echo 'groff groff-base'
             echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
@@ -96,16 +97,32 @@ if [ "$(id -u)" != 0 ]; then
     root=(sudo)
 fi
 
+# promtool alone: the package would bring a server along, and start it.
+install_promtool() {
+    local dir
+    dir=$(mktemp -d)
+    (cd "$dir" && apt-get -qq download prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb >all.tar &&
+        tar -xf all.tar ./usr/bin/promtool)
+    "${root[@]}" install -m 755 "$dir/usr/bin/promtool" /usr/local/bin/promtool
+    rm -rf "$dir"
+}
+
 mapfile -t packages <<<"$wanted"
 printf 'deps: installing %s\n' "${packages[*]}" >&2
 "${root[@]}" apt-get -qq update
+for i in "${!packages[@]}"; do
+    if [ "${packages[i]}" = prometheus ]; then
+        install_promtool
+        unset "packages[i]"
+    fi
+done
 # Ubuntu has bpftool in its kernel tools.
 for i in "${!packages[@]}"; do
     if [ "${packages[i]}" = bpftool ] && [ -z "$(apt-cache madison bpftool)" ]; then
         packages[i]=linux-tools-generic
     fi
 done
-"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 \
+[ ${#packages[@]} = 0 ] || "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 \
     install "${packages[@]}" </dev/null
 
 still=$(missing "$@")

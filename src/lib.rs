@@ -15,6 +15,7 @@
 //! - [`bpf`]: maps, programs, pins and attachments. The only user of `aya` and of raw `bpf(2)`. Edge.
 //! - [`netlink`]: links, devices and clsact filters. The only user of `rtnetlink`. Edge.
 //! - [`reconcile`]: observe, plan, apply, observe again; the daemon's loop and its control socket.
+//! - [`metrics`]: Prometheus' text format and health, over HTTP, on a thread of its own.
 //! - [`doctor`]: what on this host is in the way, each finding with its remedy.
 //! - [`cli`]: one file a command, exit codes, rendering. Edge.
 
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod doctor;
 mod fault_point;
 pub mod files;
+pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod plan;

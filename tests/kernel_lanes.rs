@@ -7,7 +7,7 @@ mod lanes;
 mod safety;
 mod world;
 
-use lanes::account::{account, since};
+use lanes::account::{KernelLog, account, since};
 use lanes::cases::{self, Takes};
 use lanes::inner::{Checksum, Ip, ip, payload};
 use lanes::line::{ADDED, INJECTED, Line};
@@ -20,8 +20,10 @@ use lanes::site::{Counts, Site};
 use lanes::*;
 use safety::{Probe, dropped, knob};
 use std::collections::HashMap;
+use std::net::IpAddr;
+use world::harness::Netns;
 use world::stream::transfer;
-use world::{assert_pings, scaled, silent};
+use world::{Underlay, assert_pings, scaled, silent};
 
 type Frames = Vec<Vec<u8>>;
 
@@ -145,12 +147,14 @@ fn comparable(sent: &[(Wrong, Packet, Verdict)], mut arrived: Frames) -> Frames 
 fn malformed_outer_packets(setup: Setup) {
     let site = Site::new(setup);
     let line = Line::new(&site);
+    let log = KernelLog::new();
     let seed = mutate::seed();
     println!("TUNNEL_MESH_SEED={seed}");
     let ids = [RED, BLUE];
     let outers = ids.map(|id| site.outer(id));
     // Whether this kernel counts a VXLAN header with bits that mean something else.
-    let odd = Outer { flags: 0x8800_0000, ..outers[0].clone() };
+    let word = if setup.kind == Kind::Vxlan { 0x8800_0000 } else { 0x0000_0800 };
+    let odd = Outer { word, ..outers[0].clone() };
     let before = account(&site.hosts[1]);
     line.inject(&[Packet::plain(odd.frame(&[0; 60]))]);
     let counts_bits = since(&account(&site.hosts[1]), &before).contains_key("vxlan0 errors");
@@ -193,9 +197,10 @@ fn malformed_outer_packets(setup: Setup) {
         }
         let found = since(&account(&site.hosts[1]), &before);
         let total = found.values().sum::<u64>() - spoiled.len().div_ceil(PART) as u64 * INJECTED;
-        // The kernel counts some twice, and isn't asked why.
+        // The kernel counts some twice, and isn't asked why. Older ones leave out more than their tunnel device's.
+        let least = if counts_bits { counted } else { counted - counted / 50 };
         let most = counted + counted / 100;
-        assert!((counted..most).contains(&total), "{what}: {counted} packets, counted {total}: {found:#?}");
+        assert!((least..most).contains(&total), "{what}: {counted} packets, counted {total}: {found:#?}");
         match &first {
             None => first = Some((all, total)),
             Some((first, other)) => {
@@ -206,11 +211,13 @@ fn malformed_outer_packets(setup: Setup) {
             }
         }
     }
+    log.assert_quiet();
 }
 
 fn malformed_inner_packets(setup: Setup) {
     let site = Site::new(setup);
     let line = Line::new(&site);
+    let log = KernelLog::new();
     let seed = mutate::seed();
     println!("TUNNEL_MESH_SEED={seed}");
     let mut random = Random::new(seed);
@@ -243,12 +250,14 @@ fn malformed_inner_packets(setup: Setup) {
             }
         }
     }
+    log.assert_quiet();
 }
 
 /// A tunnel packet that the underlay cut into fragments.
 fn fragments_of_the_underlay(setup: Setup) {
     let site = Site::new(setup);
     let line = Line::new(&site);
+    let log = KernelLog::new();
     let inner = |length: usize| ip(false).udp(&payload(length, 50), Checksum::Whole).bytes;
     for lane in LANES {
         site.use_lane(lane, "");
@@ -270,6 +279,70 @@ fn fragments_of_the_underlay(setup: Setup) {
         // A part that is missing, and one that comes twice with the rest missing.
         assert_same(&what, &[], &cut(&inner(1_000), 3, &[0, 2]));
         assert_same(&what, &[], &cut(&inner(1_000), 3, &[0, 0, 1]));
+    }
+    log.assert_quiet();
+}
+
+/// Tunnel packets that are right in themselves, by other ways than the usual one.
+fn by_other_ways(setup: Setup) {
+    let site = Site::new(setup);
+    let line = Line::new(&site);
+    let v4 = setup.over == Over::Ipv4;
+    let address = |v4: &str, v6: &str| -> IpAddr { if setup.over == Over::Ipv4 { v4 } else { v6 }.parse().unwrap() };
+    let second = address("172.16.1.201", "fd00::201");
+    let length = if v4 { 24 } else { 64 };
+    site.hosts[1].netns.cmd(&format!("ip addr add {second}/{length} dev eth0 nodad"));
+    let usual = Outer { checksum: false, ..site.outer(RED) };
+    let [far, near] = usual.macs;
+    let group = if v4 { [1, 0, 0x5e, 0, 0, 1] } else { [0x33, 0x33, 0, 0, 0, 1] };
+    let tag = |id: u16, frame: Vec<u8>| inner::tagged(&Packet::plain(frame), 0x8100, id).bytes;
+    let frame = |n: u8| ip(n % 2 == 1).udp(&[n; 30], Checksum::Whole).bytes;
+    // Whether it is delivered; `None`: both lanes do the same.
+    type Way<'a> = (&'a str, Option<bool>, &'a dyn Fn(Outer, Vec<u8>) -> Vec<u8>);
+    let ways: [Way<'_>; 11] = [
+        ("the usual one", Some(true), &|outer, inner| outer.frame(&inner)),
+        ("another address of the host", Some(true), &|outer, inner| Outer { to: second, ..outer }.frame(&inner)),
+        ("another host's address", Some(false), &|outer, inner| {
+            Outer { to: address("172.16.1.102", "fd00::102"), ..outer }.frame(&inner)
+        }),
+        ("from another host", Some(false), &|outer, inner| {
+            Outer { from: address("172.16.1.102", "fd00::102"), ..outer }.frame(&inner)
+        }),
+        ("from the host itself", Some(false), &|outer, inner| Outer { from: outer.to, ..outer }.frame(&inner)),
+        ("from nowhere", Some(false), &|outer, inner| {
+            Outer { from: address("127.0.0.1", "::1"), ..outer }.frame(&inner)
+        }),
+        ("another Ethernet address", Some(false), &|outer, inner| {
+            Outer { macs: [[2, 9, 9, 9, 9, 9], near], ..outer }.frame(&inner)
+        }),
+        ("Ethernet's broadcast", None, &|outer, inner| Outer { macs: [[0xff; 6], near], ..outer }.frame(&inner)),
+        ("a group", None, &|outer, inner| {
+            Outer { macs: [group, near], to: address("224.0.0.1", "ff02::1"), ..outer }.frame(&inner)
+        }),
+        ("a VLAN that nobody has", Some(false), &|outer, inner| tag(5, outer.frame(&inner))),
+        ("a priority tag", Some(true), &|outer, inner| tag(0xe000, Outer { macs: [far, near], ..outer }.frame(&inner))),
+    ];
+    let mut first: Option<Vec<Frames>> = None;
+    for lane in LANES {
+        site.use_lane(lane, "");
+        let mut all = Vec::new();
+        for (way, wanted, make) in &ways {
+            let what = format!("{setup:?}, {lane:?}, by {way}");
+            let packets: Vec<Packet> = (0..4).map(|n| Packet::plain(make(usual.clone(), frame(n)))).collect();
+            let [red, blue] = line.inject(&packets);
+            assert_eq!(blue, Frames::new(), "{what}");
+            let everything: Frames = (0..4).map(frame).collect();
+            match wanted {
+                Some(true) => assert_same(&what, &everything, &red),
+                Some(false) => assert_same(&what, &[], &red),
+                None => assert!(red.iter().all(|frame| everything.contains(frame)), "{what}: {red:02x?}"),
+            }
+            all.push(red);
+        }
+        match &first {
+            None => first = Some(all),
+            Some(first) => assert_eq!(&all, first, "{setup:?}, {lane:?}"),
+        }
     }
 }
 
@@ -358,6 +431,53 @@ fn congestion_on_the_way(setup: Setup) {
     }
 }
 
+/// A flow has one source port outside, whatever is in its packets, and flows have different ones: routers on the way share
+/// them out, and keep each in order. An outer packet that may be cut up has an identification of its own.
+fn flows_keep_their_ports(setup: Setup) {
+    let site = Site::new(setup);
+    let line = Line::new(&site);
+    let wire = Raw::on(&site.underlay.netns, "p0");
+    let at = outer::places(setup.over == Over::Ipv6);
+    let flow = |n: u16| (n % 2 == 1, 1_000 + n / 2);
+    for lane in LANES {
+        site.use_lane(lane, "");
+        let what = format!("{setup:?}, {lane:?}");
+        let mut sent = Vec::new();
+        for round in 0..3 {
+            for (v6, port) in (0..80).map(flow) {
+                sent.push(ip(v6).udp_between(port, 53, &payload(10 + 100 * round, 60), Checksum::Whole));
+            }
+        }
+        wire.drain();
+        assert_same(&what, &frames(&sent), &line.send(&sent));
+        let seen = wire.drain();
+        let mut ports: HashMap<(bool, u16), Vec<u16>> = HashMap::new();
+        let mut ids = Vec::new();
+        for frame in seen.iter().filter(|frame| site.taken_apart(&what, frame).is_some_and(|(_, i)| i != line::end(0)))
+        {
+            let v6 = frame[at.inner + 12] == 0x86;
+            let inner = at.inner + if v6 { 54 } else { 34 };
+            let port = segment::u16_at(frame, at.udp);
+            assert!(lane == Lane::Device || port >= 49_152, "{what}: source port {port}");
+            ports.entry((v6, segment::u16_at(frame, inner))).or_default().push(port);
+            ids.push(segment::u16_at(frame, at.ip + 4));
+        }
+        assert_eq!(ports.len(), 80, "{what}");
+        for (flow, ports) in &ports {
+            assert!(ports.len() == 3 && ports.iter().all(|port| *port == ports[0]), "{what}: {flow:?}: {ports:?}");
+        }
+        let different = |mut list: Vec<u16>| {
+            list.sort_unstable();
+            list.dedup();
+            list.len()
+        };
+        // 80 of thousands: hardly ever two alike.
+        let count = different(ports.values().map(|ports| ports[0]).collect());
+        assert!(count > 60, "{what}: {count} source ports of 80 flows");
+        assert!(setup.over == Over::Ipv6 || different(ids) > 200, "{what}: identifications");
+    }
+}
+
 // --- Workloads that do more than end a connection.
 
 /// What comes out of the tunnel goes back into it, by way of a workload that routes.
@@ -386,7 +506,8 @@ fn a_router_workload(setup: Setup) {
             assert_eq!((near.tx, near.drops, far.rx, far.drops), (count + ADDED[0], 0, count + ADDED[1], 0), "{what}");
             assert!(far.tx >= count && near.rx >= count, "{what}: {near:?}, {far:?}");
             site.assert_lane(&what, lane, Takes::Fast, count, near, far);
-            assert_eq!(far.tx_fast >= count, lane == Lane::Fast, "{what}: {far:?}");
+            // Out again it may be the device: on a veth a packet says that it is encapsulated long after it was unwrapped.
+            assert!(lane == Lane::Fast || far.tx_fast == 0, "{what}: {far:?}");
         }
     }
 }
@@ -462,22 +583,39 @@ fn a_router_between_wires(over: Over, hook: Hook) {
         let now: Vec<Counts> =
             wires.hosts.iter().zip(before).map(|(host, before)| Counts::of(&host.status()).since(before)).collect();
         assert_eq!(now.iter().map(|counts| counts.drops).sum::<u64>(), 0, "{lane:?}: {now:?}");
-        // ARP takes the device.
-        let mostly_fast = now.iter().all(|c| c.tx_fast + 10 > c.tx && c.rx_fast + 10 > c.rx && c.tx_fast > 0);
-        assert_eq!(mostly_fast, lane == Lane::Fast, "{lane:?}: {now:?}");
+        // What the two send is taken by the fast lane at both ends; ARP isn't.
+        let mostly = |fast: u64, all: u64| fast + 10 > all && fast > 0;
+        let fast = now[1..].iter().all(|c| mostly(c.tx_fast, c.tx)) && mostly(now[0].rx_fast, now[0].rx);
+        assert_eq!(fast, lane == Lane::Fast, "{lane:?}: {now:?}");
     }
     knob(router, "ipv4/ip_forward", "0");
     assert!(silent(one, "10.0.2.2"), "the way is through the router");
+}
+
+fn has_geneve() -> bool {
+    let output = Netns::new().try_cmd("ip link add probe0 type geneve external");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || errors.contains("Unknown device type"), "{errors}");
+    output.status.success()
+}
+
+fn refuses_geneve() {
+    let underlay = Underlay::new();
+    let host = underlay.host(0);
+    host.write("a.yaml", "version: 1\ntunnels:\n  t0: {kind: geneve, create: true, local: 172.16.1.100, fast: on}\n");
+    let output = host.run(&["apply"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("modprobe geneve"), "{errors}");
 }
 
 macro_rules! matrix {
     ($($body:ident),* $(,)?) => {
         $(
             mod $body {
-                use super::{Attach, Hook, Over, Setup};
+                use super::{Attach, Hook, Kind, Over, Setup};
 
                 fn run(attach: Attach, over: Over, hook: Hook) {
-                    super::$body(Setup { attach, over, hook });
+                    super::$body(Setup { attach, over, hook, kind: Kind::Vxlan });
                 }
 
                 #[test]
@@ -530,7 +668,9 @@ matrix!(
     malformed_outer_packets,
     malformed_inner_packets,
     fragments_of_the_underlay,
+    by_other_ways,
     marks_outside,
+    flows_keep_their_ports,
     congestion_on_the_way,
     a_router_workload,
     streams,
@@ -557,5 +697,38 @@ mod split_horizon {
     #[test]
     fn wires_over_ipv4_by_clsact() {
         super::a_router_between_wires(Over::Ipv4, Hook::Clsact);
+    }
+}
+
+/// The same with Geneve, where the kernel has it; where it doesn't, that is said.
+mod geneve {
+    use super::{Attach, Hook, Kind, Over, Setup};
+
+    fn run(attach: Attach, over: Over, bodies: &[fn(Setup)]) {
+        if !super::has_geneve() {
+            return super::refuses_geneve();
+        }
+        let hook = if super::world::clsact() { Hook::Clsact } else { Hook::Tcx };
+        bodies.iter().for_each(|body| body(Setup { attach, over, hook, kind: Kind::Geneve }));
+    }
+
+    #[test]
+    fn everything_arrives_at_an_endpoint_over_ipv4() {
+        run(Attach::Endpoint, Over::Ipv4, &[super::everything_arrives, super::marks_outside]);
+    }
+
+    #[test]
+    fn everything_arrives_at_a_port_over_ipv6() {
+        run(Attach::Port, Over::Ipv6, &[super::everything_arrives, super::congestion_on_the_way]);
+    }
+
+    #[test]
+    fn malformed_packets_for_an_endpoint_over_ipv6() {
+        run(Attach::Endpoint, Over::Ipv6, &[super::malformed_outer_packets]);
+    }
+
+    #[test]
+    fn malformed_packets_for_a_port_over_ipv4() {
+        run(Attach::Port, Over::Ipv4, &[super::malformed_outer_packets]);
     }
 }

@@ -13,7 +13,7 @@ use crate::model::{
     Counters, Direction, FIRST_MAPPING_SLOT, IfEntry, LoadedProgram, MapState, Program, SlotRef, TunKey, UnknownKey,
 };
 use anyhow::{Context, Result, bail};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -188,6 +188,17 @@ impl Dataplane {
             counters.extend(RawCounters::sum(per_cpu).map(|sum| (u32::from_bytes(key), sum)));
         })?;
         Ok(counters)
+    }
+
+    /// Names of tunnels by index, from `conf`.
+    pub fn tunnel_names(&self) -> Result<BTreeMap<u32, String>> {
+        let conf = self.maps()?.conf.read_all::<u32, RawConf>()?;
+        Ok(conf.iter().filter_map(|(index, raw)| Some((*index, raw.decode()?.name))).collect())
+    }
+
+    /// Keys that `unknown` has room for; the least recently seen make room for new ones.
+    pub fn unknown_capacity(&self) -> Result<u32> {
+        Ok(self.maps()?.unknown.fd.info().max_entries)
     }
 
     /// Keys that packets came with and nobody mapped, the last seen first.

@@ -107,9 +107,11 @@ impl Dataplane {
         if chain.is_empty() {
             return Ok(Vec::new());
         }
-        let ours = Pinned::open(&self.pins.link(ifindex, Direction::Ingress), ifindex, Direction::Ingress)?;
-        let ours = ours.map(|pinned| pinned.info.id);
-        Ok(chain.into_iter().filter(|(_, link)| Some(*link) != ours).map(|(program, _)| program).collect())
+        let mut ours = Vec::new();
+        for hook in [Direction::Ingress, Direction::Underlay] {
+            ours.extend(Pinned::open(&self.pins.link(ifindex, hook), ifindex, hook)?.map(|pinned| pinned.info.id));
+        }
+        Ok(chain.into_iter().filter(|(_, link)| !ours.contains(link)).map(|(program, _)| program).collect())
     }
 
     /// Attaches a pinned program at the head of a hook's chain, and pins the attachment.

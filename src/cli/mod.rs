@@ -9,6 +9,7 @@ mod completions;
 mod doctor;
 mod down;
 mod fleet;
+mod lanes;
 mod man;
 mod offline;
 mod paint;

@@ -9,12 +9,23 @@ use tokio::time::{Instant, sleep};
 const LONG: Duration = Duration::from_millis(400);
 /// Between two lines.
 const OFTEN: Duration = Duration::from_millis(100);
+/// Takes the line away.
+const CLEAR: &str = "\r\x1b[K";
 
 /// Waits for the work, and says how far it is.
 pub(super) async fn watched<T>(global: &Global, work: impl Future<Output = T>, said: impl Fn() -> String) -> T {
     if global.quiet || !std::io::stderr().is_terminal() {
         return work.await;
     }
+    // Nobody depends on it.
+    let write = |text: &str| {
+        let mut out = std::io::stderr().lock();
+        drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+    };
+    meanwhile(work, said, write).await
+}
+
+async fn meanwhile<T>(work: impl Future<Output = T>, said: impl Fn() -> String, write: impl Fn(&str)) -> T {
     tokio::pin!(work);
     let started = Instant::now();
     let mut shown = false;
@@ -23,7 +34,7 @@ pub(super) async fn watched<T>(global: &Global, work: impl Future<Output = T>, s
             biased;
             result = &mut work => {
                 if shown {
-                    write("\r\x1b[K");
+                    write(CLEAR);
                 }
                 return result;
             }
@@ -31,13 +42,39 @@ pub(super) async fn watched<T>(global: &Global, work: impl Future<Output = T>, s
         }
         if started.elapsed() >= LONG {
             shown = true;
-            write(&format!("\r\x1b[K{} ({} s)", said(), started.elapsed().as_secs()));
+            write(&format!("{CLEAR}{} ({} s)", said(), started.elapsed().as_secs()));
         }
     }
 }
 
-/// Nobody depends on it.
-fn write(text: &str) {
-    let mut out = std::io::stderr().lock();
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn long_work_is_told_and_the_line_goes_away() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let told = RefCell::new(String::new());
+        let write = |text: &str| told.borrow_mut().push_str(text);
+        // As long as it takes until something is said.
+        let work = async {
+            while told.borrow().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+            7
+        };
+        let said = || "attaching programs: 3 of 9 operations".to_owned();
+        assert_eq!(runtime.block_on(meanwhile(work, said, write)), 7);
+        let text = told.borrow().clone();
+        assert!(
+            text.starts_with("\r\x1b[Kattaching programs: 3 of 9 operations (") && text.ends_with(CLEAR),
+            "{text:?}"
+        );
+
+        told.borrow_mut().clear();
+        assert_eq!(runtime.block_on(meanwhile(async { 8 }, said, write)), 8);
+        assert!(told.borrow().is_empty());
+    }
 }

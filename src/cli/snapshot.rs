@@ -72,15 +72,28 @@ fn adopted(snapshot: &Snapshot) -> (String, Vec<String>) {
         tunnel.mtu = live.filter(|mtu| *mtu != tunnel_mtu(observed, tunnel));
     }
     let node = snapshot.node.as_deref().unwrap_or(&snapshot.host);
-    let (text, more) = write::topology(&desired, node);
-    let mut notes = adopt::untold(observed);
-    notes.extend(more);
     let header = format!(
         "# What was live on {}, by `tunnel-mesh snapshot --format yaml`.\n",
         snapshot.host.replace(char::is_control, " ")
     );
-    let text = header + &text;
-    notes.extend(left_over(snapshot, node, &text));
+    let written = |desired: &Desired| {
+        let (text, notes) = write::topology(desired, node);
+        let text = format!("{header}{text}");
+        let left = left_over(snapshot, node, &text);
+        (text, notes, left)
+    };
+    let (mut text, mut more, mut left) = written(&desired);
+    if left.is_some() {
+        // Where the daemon would choose another lane than the live one, the lane is said.
+        adopt::say_lanes(&mut desired, observed);
+        let said = written(&desired);
+        if said.2.is_none() {
+            (text, more, left) = said;
+        }
+    }
+    let mut notes = adopt::untold(observed);
+    notes.extend(more);
+    notes.extend(left);
     (text, notes)
 }
 

@@ -10,6 +10,7 @@ mod facts;
 mod files;
 mod hooks;
 mod kernel;
+mod lanes;
 mod mtu;
 mod pins;
 mod ports;
@@ -120,6 +121,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "daemon", run: files::check_daemon },
     Check { name: "ports", run: ports::check },
     Check { name: "mtu", run: mtu::check },
+    Check { name: "lanes", run: lanes::check },
     Check { name: "programs", run: hooks::check_programs },
     Check { name: "tc_index", run: hooks::check_tc_index },
 ];

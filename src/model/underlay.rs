@@ -67,6 +67,19 @@ pub enum Obstacle<'a> {
     Unread(&'a Unread),
 }
 
+impl Obstacle<'_> {
+    /// Stable name of its kind.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rule(_) => "routing-rule",
+            Self::Ipsec(_) | Self::IpsecBlocks => "ipsec",
+            Self::Netfilter(_) => "netfilter",
+            Self::Program(_) => "tc-program",
+            Self::Unread(_) => "unread",
+        }
+    }
+}
+
 impl fmt::Display for Obstacle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

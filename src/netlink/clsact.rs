@@ -336,7 +336,7 @@ impl Netlink {
     }
 
     /// Removes our filter from a hook, and the clsact qdisc when no filter of anybody is left on either side of the
-    /// link. No filter, no qdisc and no link are success.
+    /// link, unless it is an underlay device. No filter, no qdisc and no link are success.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -348,6 +348,15 @@ impl Netlink {
         for handle in self.handles.at(direction) {
             self.remove_filter(ifindex, direction, handle).await.with_context(what)?;
         }
+        // Taking the qdisc away stops the link for a moment: an underlay device keeps it until all is removed.
+        if direction == Direction::Underlay { Ok(()) } else { self.clsact_tidy(ifindex).await }
+    }
+
+    /// Removes the clsact qdisc of a link when no filter of anybody is left on either side.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn clsact_tidy(&self, ifindex: u32) -> Result<()> {
         for side in [Direction::Ingress, Direction::Egress] {
             // Whatever is listed counts here, in other chains too.
             if !self.filters(ifindex, side).await?.is_empty() {

@@ -23,6 +23,8 @@ mod devices;
 mod fingerprint;
 mod hooks;
 pub mod lanes;
+#[cfg(test)]
+mod lanes_tests;
 mod live;
 mod mappings;
 pub mod mesh;

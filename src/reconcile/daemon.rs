@@ -5,6 +5,7 @@
 
 use super::acceptance::{Acceptance, Prepared};
 use super::baseline::baseline;
+use super::board::{Board, Durations, News};
 use super::control::Client;
 use super::doors::{Doors, Knock, notify};
 use super::expedite::Expedite;
@@ -13,7 +14,7 @@ use super::intent::Cause;
 use super::live::LiveKernel;
 use super::loader::Loader;
 use super::progress::Progress;
-use super::status::{Daemon as Health, LastPass};
+use super::status::{Daemon as Health, LastPass, State};
 use super::tell::Memory;
 use super::{Reconciler, Report};
 use crate::files::watch::{Stir, Watch};
@@ -22,7 +23,7 @@ use crate::netlink::{LinkEvent, LinkWatch, UnderlayWatch};
 use crate::plan::{Plan, Step};
 use anyhow::Result;
 use futures::FutureExt;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep_until};
@@ -53,6 +54,8 @@ pub struct Options {
     pub interval: Duration,
     /// What shortens many first attaches.
     pub expedite: Expedite,
+    /// Where it puts up how it is.
+    pub board: Arc<Board>,
 }
 
 /// A running daemon.
@@ -65,6 +68,10 @@ pub struct Daemon {
     pub(super) progress: Progress,
     pub(super) health: Health,
     pub(super) memory: Memory,
+    board: Arc<Board>,
+    durations: Durations,
+    accepted_at: Option<Moment>,
+    states: BTreeMap<State, u64>,
     pub(super) doors: Doors,
     /// Requests that came in the middle of a pass.
     pub(super) waiting: VecDeque<Client>,
@@ -106,7 +113,7 @@ impl Daemon {
     ///
     /// When another writer runs, privileges are missing, or the pins belong elsewhere.
     pub async fn start(options: Options, loader: Loader) -> Result<Self> {
-        let Options { paths, hook, interval, expedite } = options;
+        let Options { paths, hook, interval, expedite, board } = options;
         let lock = Lock::take(&paths.pins)?;
         let mut kernel = LiveKernel::open(&paths.pins, hook).await?;
         kernel.expedite(expedite);
@@ -115,8 +122,12 @@ impl Daemon {
         let acceptance = Acceptance::open(loader, paths.state.clone(), before);
         let now = Instant::now();
         Ok(Self {
-            doors: Doors::open(&paths)?,
+            doors: Doors::open(&paths, Arc::clone(&board))?,
             memory: Memory::open(&paths.state),
+            board,
+            durations: Durations::default(),
+            accepted_at: None,
+            states: BTreeMap::new(),
             paths,
             hook,
             interval,
@@ -176,6 +187,7 @@ impl Daemon {
                 continue;
             }
             self.tell_systemd();
+            self.tell_board();
             tokio::select! {
                 biased;
                 knock = self.doors.next() => match knock {
@@ -291,6 +303,7 @@ impl Daemon {
             && self.acceptance.accept_prepared(&prepared)
         {
             self.next_rescan = Instant::now() + RESCAN;
+            self.accepted_at = Some(SystemTime::now().into());
             self.accepted(Some(plan), prepared.before, removes).await;
         } else if !self.acceptance.unchanged() {
             // Somebody else's file in a watched directory is no change, and must not put off the rescan that removals
@@ -328,6 +341,7 @@ impl Daemon {
         if !self.acceptance.accept(cause) {
             return None;
         }
+        self.accepted_at = Some(SystemTime::now().into());
         let after = self.acceptance.shared_intent();
         let removes = before.as_deref().zip(after.as_deref()).is_some_and(|(before, after)| removes(before, after));
         self.accepted(None, before, removes).await
@@ -432,10 +446,26 @@ impl Daemon {
             operations: result.as_ref().map_or(0, |report| report.operations as u64),
             good: result.as_ref().is_ok_and(Report::converged),
         });
+        self.durations.note(began.elapsed());
         let Ok(report) = result else { return };
+        self.states = self.reconciler.states(intent, report);
         self.memory.history.note(report, &intent.desired, at);
         let reset = |step: &Step| if let Step::ResetCounters { slot } = step { Some(*slot) } else { None };
         self.memory.looks.forget(report.plan.operations.iter().filter_map(|o| reset(&o.step)));
+    }
+
+    fn tell_board(&self) {
+        self.board.put(News {
+            health: self.health.clone(),
+            progress: self.progress.clone(),
+            durations: self.durations,
+            intent: self.acceptance.shared_intent(),
+            config_error: self.acceptance.config_error().map(str::to_owned),
+            accepted_at: self.accepted_at,
+            files: self.acceptance.loader().files(),
+            unsaved: self.acceptance.unsaved().is_some(),
+            states: self.states.clone(),
+        });
     }
 
     fn tell_systemd(&mut self) {

@@ -1,9 +1,11 @@
 //! What may ask for the daemon at any time, in the middle of a pass too: signals, clients of the control socket and
 //! systemd's watchdog.
 
+use super::board::Board;
 use super::control::{self, Client};
 use super::instance::Paths;
 use anyhow::{Context, Result};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -11,6 +13,9 @@ use tokio::time::{Instant, sleep_until};
 
 /// A date that doesn't come.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How often the board is given a sign of life.
+const SIGN: Duration = Duration::from_secs(1);
 
 /// Who knocks.
 #[derive(Debug)]
@@ -32,11 +37,13 @@ pub(super) struct Doors {
     interrupt: Signal,
     watchdog: Duration,
     next_beat: Instant,
+    board: Arc<Board>,
+    next_sign: Instant,
 }
 
 impl Doors {
     /// Opens the socket and listens for signals. The caller holds the instance's lock.
-    pub(super) fn open(paths: &Paths) -> Result<Self> {
+    pub(super) fn open(paths: &Paths, board: Arc<Board>) -> Result<Self> {
         crate::private::make(&paths.run)?;
         let watchdog = sd_notify::watchdog_enabled().map_or(NEVER, |period| period / 2);
         Ok(Self {
@@ -46,6 +53,8 @@ impl Doors {
             interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
             watchdog,
             next_beat: Instant::now() + watchdog,
+            board,
+            next_sign: Instant::now(),
         })
     }
 
@@ -61,6 +70,10 @@ impl Doors {
                 () = sleep_until(self.next_beat) => {
                     notify(&[sd_notify::NotifyState::Watchdog]);
                     self.next_beat = Instant::now() + self.watchdog;
+                }
+                () = sleep_until(self.next_sign) => {
+                    self.board.beat();
+                    self.next_sign = Instant::now() + SIGN;
                 }
                 Some(client) = self.clients.recv() => return Knock::Client(client),
             }

@@ -255,13 +255,7 @@ impl LiveKernel {
         if self.dataplane.capacity().is_none() {
             return Ok(BTreeMap::new());
         }
-        let traffic = self.dataplane.counters()?.into_iter().map(|(slot, c)| {
-            let counted = DropReason::ALL.iter().map(|r| (r.name().to_owned(), c.dropped(*r)));
-            let drops = counted.filter(|(_, n)| *n > 0).collect();
-            let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, .. } = c;
-            (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, drops })
-        });
-        Ok(traffic.collect())
+        Ok(traffic_of(self.dataplane.counters()?))
     }
 
     /// Goes on from what a killed process left, in the pin directory and of devices. Only the holder of the lock may.
@@ -326,6 +320,9 @@ impl LiveKernel {
         for attachment in observed.attachments.iter().filter(|a| a.kind == HookKind::Clsact) {
             let gone = self.netlink.clsact_detach(attachment.ifindex, attachment.direction).await;
             failures.extend(gone.err().filter(|e| !crate::netlink::is_gone(e)));
+            if attachment.direction == Direction::Underlay {
+                failures.extend(self.netlink.clsact_tidy(attachment.ifindex).await.err());
+            }
         }
         failures.extend(self.dataplane.remove_all().err());
         Ok(failures)
@@ -524,4 +521,15 @@ fn touches_entries_only(batch: &Batch) -> bool {
             | Batch::SetIfs(_)
             | Batch::DeleteIfs(_)
     )
+}
+
+/// Counters of slots as `status` and metrics tell them.
+pub fn traffic_of(counters: Vec<(u32, Counters)>) -> BTreeMap<u32, Traffic> {
+    let traffic = counters.into_iter().map(|(slot, c)| {
+        let counted = DropReason::ALL.iter().map(|r| (r.name().to_owned(), c.dropped(*r)));
+        let drops = counted.filter(|(_, n)| *n > 0).collect();
+        let Counters { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, .. } = c;
+        (slot, Traffic { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_fast, tx_fast, drops })
+    });
+    traffic.collect()
 }

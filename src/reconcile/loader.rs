@@ -115,6 +115,11 @@ impl<D: Disk> Loader<D> {
         &self.paths
     }
 
+    /// How many files were read.
+    pub fn files(&self) -> usize {
+        self.cache.len()
+    }
+
     /// Whether the directories look as they did at the last [`Loader::load`], errors included.
     pub fn unchanged(&self) -> bool {
         self.fresh.is_empty() && self.lists(&self.disk.list(&self.paths))

@@ -6,6 +6,7 @@
 pub mod acceptance;
 pub mod apply;
 pub mod baseline;
+pub mod board;
 pub mod chains;
 pub mod control;
 pub mod daemon;
@@ -28,13 +29,14 @@ pub mod status;
 pub mod tell;
 mod unknown;
 
-use crate::model::{Desired, Observed};
+use crate::model::{Desired, Intent, Observed};
 use crate::plan::{self, Input, Plan};
 use anyhow::{Context, Result};
 use kernel::Kernel;
 use meter::Meter;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use status::State;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rounds of plan and apply before a pass gives up for now: devices made in one round show what the next needs.
 const ROUNDS: usize = 4;
@@ -66,6 +68,7 @@ impl Report {
 pub struct Reconciler<K> {
     kernel: K,
     was_pending: BTreeSet<String>,
+    problems: BTreeSet<String>,
     /// Whether slots may have been released since the last grace period; true at first, for what ran before us.
     released: bool,
     meter: Meter,
@@ -74,7 +77,13 @@ pub struct Reconciler<K> {
 impl<K: Kernel> Reconciler<K> {
     /// Takes a kernel over.
     pub fn new(kernel: K) -> Self {
-        Self { kernel, was_pending: BTreeSet::new(), released: true, meter: Meter::default() }
+        Self {
+            kernel,
+            was_pending: BTreeSet::new(),
+            problems: BTreeSet::new(),
+            released: true,
+            meter: Meter::default(),
+        }
     }
 
     /// Tells that meter how far a pass is.
@@ -85,6 +94,27 @@ impl<K: Kernel> Reconciler<K> {
     /// The kernel.
     pub fn kernel(&mut self) -> &mut K {
         &mut self.kernel
+    }
+
+    /// States of the mappings as the last pass left them.
+    pub fn states(&self, intent: &Intent, report: &Report) -> BTreeMap<State, u64> {
+        let failed: BTreeSet<&str> = report.failures.iter().map(|(change, _)| change.as_str()).collect();
+        let mut states = BTreeMap::new();
+        for mapping in intent.desired.mappings.values() {
+            let state = if self.was_pending.contains(mapping.interface.as_str())
+                || self.problems.contains(mapping.key.tunnel.as_str())
+            {
+                State::Pending
+            } else if !failed.is_empty() && failed.contains(mapping.address().as_str()) {
+                State::Drifted
+            } else if intent.held.contains(mapping.interface.as_str()) {
+                State::Held
+            } else {
+                State::Active
+            };
+            *states.entry(state).or_default() += 1;
+        }
+        states
     }
 
     /// What a pass would do now. `before` is the state accepted before `desired`: it tells changes from drift.
@@ -139,6 +169,7 @@ impl<K: Kernel> Reconciler<K> {
                 None => self.plan_ahead(desired, before).await?,
             };
             self.was_pending = plan.pending.iter().map(|p| p.interface.clone()).collect();
+            self.problems = plan.problems.iter().map(|p| p.address.clone()).collect();
             report.left = plan.operations.len();
             if round == 0 {
                 report.plan = plan.clone();

@@ -5,6 +5,7 @@ use super::history::{History, LastChange};
 use super::rates::Rates;
 use super::unknown::Explainer;
 use crate::model::*;
+use crate::plan::lanes::{Lanes, MappingLanes};
 use crate::plan::{Object, Plan};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -56,7 +57,7 @@ pub struct UnknownKey {
 }
 
 /// State of a mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// In force.
@@ -110,6 +111,9 @@ pub struct MappingStatus {
     pub local: IpAddr,
     /// Port or endpoint.
     pub attach: Attach,
+    /// Why packets go through the tunnel device, if they do.
+    #[serde(default)]
+    pub lanes: MappingLanes,
     /// Slot in `devs` and the counters.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub slot: Option<u32>,
@@ -324,6 +328,7 @@ impl Status {
             let device = link_named(tunnel).map(|l| l.ifindex);
             observed.maps.as_ref().and_then(|m| m.tunnel_index(tunnel, device))
         };
+        let lanes = Lanes::of(desired, observed);
         let mappings: Vec<MappingStatus> = desired
             .mappings
             .values()
@@ -360,6 +365,7 @@ impl Status {
                     remote: m.key.remote,
                     local: m.local,
                     attach: m.attach,
+                    lanes: lanes.of_mapping(m),
                     slot,
                     traffic: slot.and_then(|s| traffic.get(&s)).cloned().unwrap_or_default(),
                     rates: slot.and_then(|s| rates.get(&s)).copied(),

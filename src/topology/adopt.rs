@@ -16,7 +16,8 @@ pub fn adopt(observed: &Observed) -> Desired {
     let Some(maps) = &observed.maps else { return desired };
     let by_index: BTreeMap<u32, &Link> = observed.links.iter().map(|l| (l.ifindex, l)).collect();
     let made = |link: &Link| observed.instance.made(link.alias.as_deref()).map(str::to_owned);
-    for (index, conf) in &maps.conf {
+    let tunnels = maps.conf.iter().filter(|(_, conf)| matches!(conf.role, Role::Tunnel(_)));
+    for (index, conf) in tunnels {
         let device = by_index.get(&conf.ifindex).copied();
         let ours = device.is_some_and(|link| made(link).is_some());
         let entries = maps.if2tunkey.iter().map(|(_, entry)| entry).filter(|e| e.valid && e.key.tunnel == *index);
@@ -96,6 +97,18 @@ pub fn untold(observed: &Observed) -> Vec<String> {
         out.push(format!("tunkey2if has {{{tunnel}, {}, {}}}, which no interface sends with", key.id, key.remote));
     }
     out
+}
+
+/// Says of each tunnel which lane its packets take, where all of them take the same, instead of leaving that to the daemon.
+pub fn say_lanes(desired: &mut Desired, observed: &Observed) {
+    let Some(maps) = &observed.maps else { return };
+    for (index, conf) in &maps.conf {
+        let mut fast = maps.if2tunkey.iter().filter(|(_, e)| e.key.tunnel == *index).map(|(_, e)| e.fast.is_some());
+        let Some(tunnel) = desired.tunnels.get_mut(&conf.name) else { continue };
+        if let Some(first) = fast.next().filter(|first| fast.all(|f| f == *first)) {
+            tunnel.fast = if first { Fast::On } else { Fast::Off };
+        }
+    }
 }
 
 /// A tunnel, with what most of its entries have.

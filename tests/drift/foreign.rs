@@ -1,5 +1,8 @@
 //! Somebody else's program on our hooks, by TCX and by clsact.
 
+// Two test binaries compile their own copy, and each uses a part of it.
+#![allow(dead_code)]
+
 use crate::safety::{FOREIGN_PRIORITY, Probe, attach_pinned};
 use crate::world::harness::Netns;
 use crate::world::{Host, clsact};

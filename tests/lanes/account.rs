@@ -6,6 +6,9 @@
 use crate::world::Host;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// Counters by name.
 pub type Account = BTreeMap<String, u64>;
@@ -79,4 +82,33 @@ pub fn account(host: &Host) -> Account {
 pub fn since(now: &Account, before: &Account) -> Account {
     let more = now.iter().map(|(name, count)| (name.clone(), count - before.get(name).copied().unwrap_or(0)));
     more.filter(|(_, count)| *count > 0).collect()
+}
+
+/// What the kernel says from now on.
+pub struct KernelLog(File);
+
+impl KernelLog {
+    pub fn new() -> Self {
+        let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").unwrap();
+        file.seek(SeekFrom::End(0)).unwrap();
+        Self(file)
+    }
+
+    /// Nothing in it is a complaint: no crash, no warning.
+    pub fn assert_quiet(mut self) {
+        let mut buffer = [0; 8192];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(length) => {
+                    let line = String::from_utf8_lossy(&buffer[..length]);
+                    let bad = ["BUG: ", "WARNING: ", "Oops", "general protection", "refcount_t", "verifier bug"];
+                    assert!(!bad.iter().any(|word| line.contains(word)), "the kernel complains: {line}");
+                }
+                // Overtaken by newer lines: on with the oldest that is still there.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("/dev/kmsg: {error}"),
+            }
+        }
+    }
 }

@@ -38,7 +38,7 @@ impl Lane {
 }
 
 /// Both. The first is what the second is compared with.
-pub const LANES: [Lane; 1] = [Lane::Device];
+pub const LANES: [Lane; 2] = [Lane::Device, Lane::Fast];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attach {
@@ -88,12 +88,44 @@ impl Hook {
     }
 }
 
+/// What the tunnel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Vxlan,
+    Geneve,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Geneve => "geneve",
+        }
+    }
+
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Vxlan => 4789,
+            Self::Geneve => 6081,
+        }
+    }
+
+    /// The first word behind the UDP header. VXLAN: the I flag and nothing else. Geneve: no options, Ethernet inside.
+    pub fn word(self) -> u32 {
+        match self {
+            Self::Vxlan => 0x0800_0000,
+            Self::Geneve => 0x0000_6558,
+        }
+    }
+}
+
 /// One set-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
     pub attach: Attach,
     pub over: Over,
     pub hook: Hook,
+    pub kind: Kind,
 }
 
 /// Tunnel ids of the tenants. The second shares its last byte with the first.

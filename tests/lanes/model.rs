@@ -3,6 +3,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use super::Kind;
 use super::segment::{folded, pseudo_header, put_u16, sum, u16_at};
 use std::net::IpAddr;
 
@@ -21,6 +22,7 @@ pub struct World {
     pub keys: Vec<((u32, IpAddr), Tenant)>,
     /// Whether the tunnel device takes datagrams without a checksum over IPv6.
     pub zero_checksum6: bool,
+    pub kind: Kind,
     /// Whether a bridge stands between the tunnel and the workload.
     pub bridge: bool,
 }
@@ -130,23 +132,42 @@ impl World {
         let checksum = u16_at(header, 6);
         let right = folded(sum(pseudo + u32::try_from(length).unwrap(), datagram)) == 0xffff;
         let none = checksum == 0 && (kind == 0x0800 || self.zero_checksum6);
-        if u16_at(header, 2) != super::outer::PORT || !(none || checksum != 0 && right) {
+        if u16_at(header, 2) != self.kind.port() || !(none || checksum != 0 && right) {
             return Err(counted);
         }
         let header = datagram.get(8..16).ok_or(Lost::Uncounted)?;
-        if header[0] & 8 == 0 {
-            return Err(Lost::Uncounted);
-        }
-        if header[..4] != super::outer::ID_FLAG.to_be_bytes() || header[7] != 0 {
-            return Err(if datagram.len() < 30 { Lost::Uncounted } else { Lost::Bits });
-        }
+        let start = match self.kind {
+            Kind::Vxlan => Self::vxlan(header, datagram.len())?,
+            Kind::Geneve => Self::geneve(header)?,
+        };
+        let inner = datagram.get(start..).ok_or(counted)?;
         let id = u32::from_be_bytes([0, header[4], header[5], header[6]]);
         let tenant = self.keys.iter().find(|(key, _)| *key == (id, from)).map(|(_, tenant)| *tenant);
         match tenant {
-            Some(tenant) => Ok((tenant, tos, &datagram[16..])),
-            None if datagram.len() < 30 => Err(Lost::Uncounted),
+            Some(tenant) => Ok((tenant, tos, inner)),
+            None if inner.len() < 14 => Err(Lost::Uncounted),
             None => Err(counted),
         }
+    }
+
+    /// Where what is inside begins.
+    fn vxlan(header: &[u8], length: usize) -> Found<usize> {
+        if header[0] & 8 == 0 {
+            return Err(Lost::Uncounted);
+        }
+        if header[..4] != Kind::Vxlan.word().to_be_bytes() || header[7] != 0 {
+            return Err(if length < 30 { Lost::Uncounted } else { Lost::Bits });
+        }
+        Ok(16)
+    }
+
+    /// As [`World::vxlan`]. Options, flags and reserved bits are taken for what they are: nothing.
+    fn geneve(header: &[u8]) -> Found<usize> {
+        if header[0] >> 6 != 0 {
+            return Err(Lost::Uncounted);
+        }
+        let ethernet = header[2..4] == [0x65, 0x58];
+        if ethernet { Ok(16 + usize::from(header[0] & 63) * 4) } else { Err(Lost::Bits) }
     }
 
     /// TOS, source, content and the pseudo header's sum without the length.

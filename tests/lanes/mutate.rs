@@ -2,6 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use super::Kind;
 use super::inner::{self, Checksum, Ip, NEAR, ip, payload};
 use super::outer::{Outer, Places, fix_udp_checksum, places};
 use super::raw::Packet;
@@ -133,11 +134,11 @@ pub fn spoil(random: &mut Random, wrong: Wrong, outer: &Outer, inner: &[u8], ids
     let at = places(v6);
     let mut frame = outer.frame(inner);
     let summed = u16_at(&frame, at.udp + 6) != 0;
-    apply(random, wrong, &mut frame, at, v6, ids);
+    apply(random, wrong, &mut frame, at, v6, ids, outer.kind);
     // Some are wrong in two ways.
     if wrong != Wrong::Right && random.below(4) == 0 {
         let second = random.pick(&ALL);
-        apply(random, second, &mut frame, at, v6, ids);
+        apply(random, second, &mut frame, at, v6, ids, outer.kind);
     }
     let by_chance = matches!(wrong, Wrong::IpChecksum | Wrong::Bits | Wrong::Bytes | Wrong::CutOff);
     if !by_chance && !v6 && frame.len() >= at.udp {
@@ -150,7 +151,7 @@ pub fn spoil(random: &mut Random, wrong: Wrong, outer: &Outer, inner: &[u8], ids
     Packet::plain(frame)
 }
 
-fn apply(random: &mut Random, wrong: Wrong, frame: &mut Vec<u8>, at: Places, v6: bool, ids: [u32; 2]) {
+fn apply(random: &mut Random, wrong: Wrong, frame: &mut Vec<u8>, at: Places, v6: bool, ids: [u32; 2], kind: Kind) {
     if frame.len() < at.inner {
         return;
     }
@@ -220,13 +221,27 @@ fn apply(random: &mut Random, wrong: Wrong, frame: &mut Vec<u8>, at: Places, v6:
             let checksum = u16_at(frame, at.udp + 6).wrapping_add(1 + random.word() % 0xfffd);
             put_u16(frame, at.udp + 6, checksum);
         }
+        Wrong::Flags if kind == Kind::Geneve => {
+            // Versions, control packets, critical options, other contents, and options: there, or said to be there.
+            let word = random.pick(&[0x4000_6558, 0x0080_6558, 0x0040_6558, 0x0000_0800, 0x003f_6558, 0x0000_6559]);
+            let words = random.below(64);
+            let word = match random.below(3) {
+                0 => word,
+                _ => Kind::Geneve.word() | u32::try_from(words).unwrap() << 24,
+            };
+            frame[at.tunnel..at.tunnel + 4].copy_from_slice(&word.to_be_bytes());
+            if random.below(2) == 0 {
+                frame.splice(at.inner..at.inner, payload(words * 4, random.byte()));
+                grow(frame, at, v6, words * 4);
+            }
+        }
         Wrong::Flags => {
             // Without I, with the group policy's bits (GBP), GPE's, remote checksum offload's.
             let flags = [0x0000_0000, 0x8800_0000, 0x8840_0001, 0x0c00_0003, 0x0820_0000, 0x0800_0001, 0xff00_0000];
             let word: u32 = random.pick(&flags) | if random.below(3) == 0 { 1 << random.below(32) } else { 0 };
-            frame[at.vxlan..at.vxlan + 4].copy_from_slice(&word.to_be_bytes());
+            frame[at.tunnel..at.tunnel + 4].copy_from_slice(&word.to_be_bytes());
         }
-        Wrong::Reserved => frame[at.vxlan + random.pick(&[1, 2, 3, 7])] = random.byte(),
+        Wrong::Reserved => frame[at.tunnel + random.pick(&[1, 2, 3, 7])] = random.byte(),
         Wrong::TunnelId => {
             let id = match random.below(4) {
                 0 => ids[0],
@@ -234,7 +249,7 @@ fn apply(random: &mut Random, wrong: Wrong, frame: &mut Vec<u8>, at: Places, v6:
                 2 => ids[0] ^ 1 << random.below(24),
                 _ => u32::from(random.word()),
             };
-            frame[at.vxlan + 4..at.vxlan + 7].copy_from_slice(&id.to_be_bytes()[1..]);
+            frame[at.tunnel + 4..at.tunnel + 7].copy_from_slice(&id.to_be_bytes()[1..]);
         }
         Wrong::Ecn if v6 => frame[at.ip + 1] = frame[at.ip + 1] & !0x30 | random.byte() & 0x30,
         Wrong::Ecn => frame[at.ip + 1] = random.byte(),
@@ -270,6 +285,15 @@ fn apply(random: &mut Random, wrong: Wrong, frame: &mut Vec<u8>, at: Places, v6:
                 frame[place] = random.byte();
             }
         }
+    }
+}
+
+/// Lengths for so many bytes more.
+fn grow(frame: &mut [u8], at: Places, v6: bool, bytes: usize) {
+    let bytes = u16::try_from(bytes).unwrap();
+    for place in [at.udp + 4, at.ip + if v6 { 4 } else { 2 }] {
+        let length = u16_at(frame, place).wrapping_add(bytes);
+        put_u16(frame, place, length);
     }
 }
 

@@ -2,14 +2,10 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+use super::Kind;
 use super::raw::Packet;
 use super::segment::{fix_ipv4_checksum, folded, pseudo_header, put_u16, sum};
 use std::net::IpAddr;
-
-/// The VXLAN header's first word with the I flag and nothing else.
-pub const ID_FLAG: u32 = 0x0800_0000;
-/// VXLAN's port.
-pub const PORT: u16 = 4789;
 
 /// What the far host says. Whole and right, until something changes its bytes.
 #[derive(Debug, Clone)]
@@ -22,7 +18,9 @@ pub struct Outer {
     pub source_port: u16,
     /// A UDP checksum, or none.
     pub checksum: bool,
-    pub flags: u32,
+    pub kind: Kind,
+    /// The tunnel header's first word.
+    pub word: u32,
     pub tunnel_id: u32,
 }
 
@@ -31,13 +29,14 @@ pub struct Outer {
 pub struct Places {
     pub ip: usize,
     pub udp: usize,
-    pub vxlan: usize,
+    /// The VXLAN or Geneve header.
+    pub tunnel: usize,
     pub inner: usize,
 }
 
 pub fn places(v6: bool) -> Places {
     let udp = if v6 { 54 } else { 34 };
-    Places { ip: 14, udp, vxlan: udp + 8, inner: udp + 16 }
+    Places { ip: 14, udp, tunnel: udp + 8, inner: udp + 16 }
 }
 
 impl Outer {
@@ -62,8 +61,8 @@ impl Outer {
             }
             _ => panic!("two families in {self:?}"),
         }
-        frame.extend([self.source_port, PORT, datagram, 0].into_iter().flat_map(u16::to_be_bytes));
-        frame.extend(self.flags.to_be_bytes());
+        frame.extend([self.source_port, self.kind.port(), datagram, 0].into_iter().flat_map(u16::to_be_bytes));
+        frame.extend(self.word.to_be_bytes());
         frame.extend((self.tunnel_id << 8).to_be_bytes());
         frame.extend(inner);
         if self.checksum {

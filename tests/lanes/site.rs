@@ -5,7 +5,7 @@
 use super::cases::Takes;
 use super::inner::{FAR, NEAR};
 use super::model::{Tenant, World};
-use super::outer::{Outer, PORT, places};
+use super::outer::{Outer, places};
 use super::segment::{folded, pseudo_header, sum, u16_at};
 use super::{Attach, BLUE, Lane, Over, RED, Setup};
 use crate::safety::{knob, mac};
@@ -98,9 +98,10 @@ impl Site {
             }
         };
         let text = format!(
-            "version: 1\nnodes: {{host0: '{}', host1: '{}'}}\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, fast: {fast}{more}}}\ntenants:\n{}{}",
+            "version: 1\nnodes: {{host0: '{}', host1: '{}'}}\ntunnels:\n  vxlan0: {{kind: {}, create: true, fast: {fast}{more}}}\ntenants:\n{}{}",
             over.host(0),
             over.host(1),
+            self.setup.kind.name(),
             tenant("red", RED),
             tenant("blue", BLUE)
         );
@@ -120,6 +121,7 @@ impl Site {
             keys: vec![((RED, from), Tenant::Red), ((BLUE, from), Tenant::Blue)],
             zero_checksum6: link[0]["linkinfo"]["info_data"]["udp_zero_csum6_rx"] == true,
             bridge: self.setup.attach == Attach::Port,
+            kind: self.setup.kind,
         }
     }
 
@@ -127,8 +129,19 @@ impl Site {
     pub fn outer(&self, tunnel_id: u32) -> Outer {
         let (from, to) = (self.setup.over.host(0), self.setup.over.host(1));
         let checksum = self.setup.over == Over::Ipv6;
-        let flags = super::outer::ID_FLAG;
-        Outer { macs: self.macs, from, to, tos: 0, id: 1, source_port: 50_000, checksum, flags, tunnel_id }
+        let kind = self.setup.kind;
+        Outer {
+            macs: self.macs,
+            from,
+            to,
+            tos: 0,
+            id: 1,
+            source_port: 50_000,
+            checksum,
+            kind,
+            word: kind.word(),
+            tunnel_id,
+        }
     }
 
     /// Expects of so many packets that they took the lane that the case says. `near`, `far`: what both hosts counted.
@@ -154,7 +167,7 @@ impl Site {
     pub fn taken_apart(&self, what: &str, frame: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
         let v6 = self.setup.over == Over::Ipv6;
         let at = places(v6);
-        if frame.len() < at.inner || u16_at(frame, at.udp + 2) != PORT {
+        if frame.len() < at.inner || u16_at(frame, at.udp + 2) != self.setup.kind.port() {
             return None;
         }
         let mut header = frame[..at.inner].to_vec();
@@ -176,7 +189,8 @@ impl Site {
         }
         header[at.udp..at.udp + 2].fill(0);
         header[at.udp + 6..at.udp + 8].fill(0);
-        assert_eq!(header[at.vxlan..at.inner], [8, 0, 0, 0, 0xa1, 0xb2, 0xc3, 0], "{what}");
+        let tunnel = [self.setup.kind.word().to_be_bytes(), (RED << 8).to_be_bytes()].concat();
+        assert_eq!(header[at.tunnel..at.inner], tunnel, "{what}");
         assert_eq!(header[..12], self.macs.concat(), "{what}");
         Some((header, frame[at.inner..].to_vec()))
     }

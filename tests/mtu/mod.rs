@@ -59,8 +59,9 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(form: Form, over: Over) -> Self {
-        Self::with(form, over, 1500, "kind: vxlan, create: true")
+    /// By that lane: `off` or `on`, as the files say it.
+    pub fn new(form: Form, over: Over, fast: &str) -> Self {
+        Self::with(form, over, 1500, &format!("kind: vxlan, create: true, fast: {fast}"))
     }
 
     /// On an underlay of that MTU, with that text as the tunnel's.

@@ -174,7 +174,11 @@ impl<'a> Interpreter<'a> {
                 }
                 netns.cmd(&line);
             }
-            "bridge" => drop(netns.cmd(&format!("ip link add {name} mtu {mtu} type bridge mcast_snooping 0"))),
+            "bridge" => {
+                netns.cmd(&format!("ip link add {name} type bridge mcast_snooping 0"));
+                // Set on one that exists, ports that join don't change it.
+                netns.cmd(&format!("ip link set {name} mtu {mtu}"));
+            }
             "port" if spec["kind"] == "veth" => {
                 netns.cmd(&format!("ip link add {name} mtu {mtu} type veth peer name {name}p mtu {mtu}"));
                 netns.cmd(&format!("ip link set {name}p addrgenmode none"));

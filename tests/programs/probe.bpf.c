@@ -82,4 +82,11 @@ int leave_nine(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
+/* Lets everything pass as TC_ACT_OK, at which the kernel itself writes tc_index. */
+SEC("classifier")
+int end_with_ok(struct __sk_buff *skb __attribute__((unused)))
+{
+	return TC_ACT_OK;
+}
+
 char _license[] SEC("license") = "GPL";

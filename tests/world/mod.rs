@@ -234,6 +234,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// One that was started otherwise, and its log.
+    pub fn of(child: Child, log: PathBuf) -> Self {
+        Self { child, log }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

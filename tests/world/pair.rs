@@ -31,7 +31,7 @@ pub struct Pair {
     pub wire: Vec<Netns>,
     /// Behind `br-red`, with 192.168.60.1 and .2.
     pub red: Vec<Netns>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     _underlay: Underlay,
 }
 
@@ -63,7 +63,7 @@ impl Pair {
             red.push(host.workload("w-red", &format!("192.168.60.{}/24", n + 1)));
             host.netns.cmd("ip link set w-red master br-red");
         }
-        let pair = Self { daemon, hosts, wire, red, _directory: directory, _underlay: underlay };
+        let pair = Self { daemon, hosts, wire, red, directory, _underlay: underlay };
         pair.assert_all_reach();
         pair.hosts[0].wait_in_force();
         pair
@@ -75,6 +75,12 @@ impl Pair {
 
     pub fn daemon(&self) -> &Daemon {
         self.daemon.as_ref().unwrap()
+    }
+
+    /// Replaces a part of the topology as it was at first.
+    pub fn rewrite(&self, part: &str, by: &str) {
+        assert!(TOPOLOGY.contains(part));
+        write_atomically(&self.directory.path().join("mesh.yaml"), &TOPOLOGY.replace(part, by));
     }
 
     pub fn assert_all_reach(&self) {

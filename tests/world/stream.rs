@@ -5,7 +5,7 @@
 use super::PATIENCE;
 use super::harness::Netns;
 use sha2::{Digest, Sha256};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
 /// Sends that much over one TCP connection and compares the checksums of both ends.
@@ -19,7 +19,11 @@ pub fn transfer(from: &Netns, to: &Netns, address: &str, bytes: u64) {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let (mut hash, mut total, mut buffer) = (Sha256::new(), 0_u64, vec![0; 256 << 10]);
             loop {
-                let length = stream.read(&mut buffer).unwrap();
+                // With a timeout set, a read that something interrupts isn't taken up again by itself.
+                let length = match stream.read(&mut buffer) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    read => read.unwrap(),
+                };
                 if length == 0 {
                     return (total, hash.finalize());
                 }

@@ -1,6 +1,7 @@
 //! A plan as JSON.
 
 use super::{Guard, Shown, Summary, warnings};
+use crate::cli::lanes;
 use crate::model::Throughput;
 use crate::plan::room::TooLarge;
 use crate::plan::{Change, FORMAT_VERSION, Operation, Pending, Problem, fingerprint};
@@ -21,6 +22,9 @@ pub(in crate::cli) struct Document<'a> {
     operations: &'a [Operation],
     pending: &'a [Pending],
     problems: &'a [Problem],
+    /// The lane of every mapping, and why; absent where no live state is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lanes: Option<Vec<lanes::Told>>,
     /// What tenants send and their tunnels have no room for.
     warnings: Vec<TooLarge>,
     summary: Summary,
@@ -47,6 +51,7 @@ pub(in crate::cli) fn document<'a>(shown: &'a Shown<'a>) -> Document<'a> {
         operations: &shown.plan.operations,
         pending: &shown.plan.pending,
         problems: &shown.plan.problems,
+        lanes: shown.observed.map(|observed| lanes::told(shown.desired, observed)),
         warnings: warnings(shown),
         summary: Summary::of(shown.plan),
         guard: shown.guard,

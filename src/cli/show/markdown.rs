@@ -1,7 +1,7 @@
 //! A plan as Markdown, for a comment on a pull request.
 
 use super::text::view;
-use super::{Shown, Summary, flow, group, guard_line, leads_to, name, nothing, object_of, reason, warnings};
+use super::{Shown, Summary, flow, group, guard_line, lanes, leads_to, name, nothing, object_of, reason, warnings};
 use crate::plan::{Change, ChangeAction, Object};
 use std::collections::BTreeMap;
 
@@ -46,6 +46,11 @@ pub(in crate::cli) fn plan(shown: &Shown<'_>, depth: usize) -> String {
             out.push_str(&format!("| {} |\n", row.join(" | ")));
         }
         out.push('\n');
+    }
+    if let Some((summary, reasons)) = lanes(shown) {
+        out.push_str(&format!("Lanes: {summary}.\n\n"));
+        reasons.iter().for_each(|line| out.push_str(&format!("- {}\n", text(line))));
+        out.push_str(if reasons.is_empty() { "" } else { "\n" });
     }
     let diff = super::diff::plan(shown);
     if !diff.is_empty() && diff.len() <= DIFF_MAX {

@@ -200,6 +200,15 @@ fn reason(reason: Reason) -> &'static str {
     }
 }
 
+/// Which lanes the mappings take, in words: a summary and the reasons. `None` where no live state is known.
+fn lanes(shown: &Shown<'_>) -> Option<(String, Vec<String>)> {
+    let told = super::lanes::told(shown.desired, shown.observed?);
+    if told.is_empty() {
+        return None;
+    }
+    Some(super::lanes::lines(told.iter().map(|m| (m.address.as_str(), &m.lanes))))
+}
+
 /// Where the generated port of a change leads to.
 fn leads_to<'a>(shown: &'a Shown<'_>, change: &Change) -> Option<&'a str> {
     let interface = change.after.as_ref().or(change.before.as_ref()).map(|v| Name::from(v.interface.as_str()))?;

@@ -1,6 +1,6 @@
 //! A plan as text: grouped by tenant, one line a change.
 
-use super::{Shown, Summary, flow, group, guard_line, leads_to, name, nothing, object_of, reason, warnings};
+use super::{Shown, Summary, flow, group, guard_line, lanes, leads_to, name, nothing, object_of, reason, warnings};
 use crate::cli::paint::Paint;
 use crate::plan::{Change, ChangeAction, MappingView, Object, Plan, Reason};
 use std::collections::BTreeMap;
@@ -11,6 +11,10 @@ type Groups = BTreeMap<(u8, String), String>;
 /// The plan with its guard and its summary.
 pub(in crate::cli) fn plan(shown: &Shown<'_>, paint: Paint) -> String {
     let mut out = changes(shown, paint);
+    if let Some((summary, reasons)) = lanes(shown) {
+        out.push_str(&format!("{} {summary}.\n", paint.bold("Lanes:")));
+        reasons.iter().for_each(|line| out.push_str(&format!("  {line}\n")));
+    }
     if let Some(line) = guard_line(shown.guard) {
         let label = if shown.guard.held.is_empty() { paint.bold("Guard:") } else { paint.yellow("Held:") };
         out.push_str(&format!("{label} {line}.\n"));

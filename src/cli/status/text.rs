@@ -1,6 +1,7 @@
 //! The status as text.
 
 use super::amount::{ago, bits, bytes, count, rate};
+use crate::cli::lanes;
 use crate::cli::paint::Paint;
 use crate::model::{HookKind, Moment};
 use crate::plan::Reason;
@@ -109,6 +110,7 @@ fn push_mappings(out: &mut String, status: &Status, now: Moment, paint: Paint) {
             format!("{{{}, {}, {}}}", m.tunnel, m.id, m.remote),
             m.attach.to_string(),
             painted(m.state, paint),
+            m.lanes.word().to_owned(),
             way("rx", m.traffic.rx_packets, m.traffic.rx_bytes, m.rates.map(|r| (r.rx_packets, r.rx_bytes))),
             way("tx", m.traffic.tx_packets, m.traffic.tx_bytes, m.rates.map(|r| (r.tx_packets, r.tx_bytes))),
             paint.dim(&m.origin.to_string()),
@@ -118,6 +120,9 @@ fn push_mappings(out: &mut String, status: &Status, now: Moment, paint: Paint) {
         .with(lost(m))
     });
     table(out, rows.collect());
+    let (summary, reasons) = lanes::lines(status.mappings.iter().map(|m| (m.address.as_str(), &m.lanes)));
+    out.push_str(&format!("\n{} {summary}\n", paint.bold("lanes:")));
+    reasons.iter().for_each(|line| out.push_str(&format!("  {line}\n")));
 }
 
 /// What got lost of a mapping's packets, and where.
