@@ -11,6 +11,7 @@
 //! - [`model`]: plain data that everything else speaks in. Pure.
 //! - [`topology`]: files' text to [`model::Desired`], with every error placed at file, line and column. Pure.
 //! - [`plan`]: [`model::Desired`] against [`model::Observed`] to an ordered list of operations. Pure.
+//! - [`graph`]: the mesh as Mermaid, DOT and SVG. Pure.
 //! - [`files`]: reads and watches the topology directory, keeps the accepted state. Edge.
 //! - [`bpf`]: maps, programs, pins and attachments. The only user of `aya` and of raw `bpf(2)`. Edge.
 //! - [`netlink`]: links, devices and clsact filters. The only user of `rtnetlink`. Edge.
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod doctor;
 mod fault_point;
 pub mod files;
+pub mod graph;
 pub mod metrics;
 pub mod model;
 pub mod netlink;

@@ -60,6 +60,7 @@ const ANYWHERE: &[Row] = &[
     ("status --revision abc", 64, Nothing, Says("--wait")),
     ("status --timeout soon --wait", 64, Nothing, Says("soon")),
     ("doctor --format xml", 64, Nothing, Says("--format")),
+    ("graph --format png", 64, Nothing, Says("[possible values: mermaid, dot, svg]")),
     ("schema surplus", 64, Nothing, Says("surplus")),
     ("completions tcsh", 64, Nothing, Says("[possible values: bash")),
     ("completions", 64, Nothing, Says("SHELL")),
@@ -77,6 +78,9 @@ const FRESH: &[Row] = &[
     ("validate --format json", 0, Json, Nothing),
     ("validate --format short", 0, Nothing, Nothing),
     ("validate --format github", 0, Nothing, Nothing),
+    ("graph", 0, Says("flowchart"), Nothing),
+    ("graph --format dot", 0, Says("graph"), Nothing),
+    ("graph --format svg", 0, Says("<svg"), Nothing),
     ("status", 0, Text, Nothing),
     ("status --format json", 0, Json, Nothing),
     ("status --wait --timeout 0", 6, Text, Nothing),
@@ -143,6 +147,7 @@ const INVALID: &[Row] = &[
     ("plan --format json", 78, Nothing, Says("error[TM0204]")),
     ("apply", 78, Nothing, Says("error[TM0204]")),
     ("apply --format json", 78, Nothing, Says("error[TM0204]")),
+    ("graph", 78, Nothing, Says("error[TM0204]")),
     ("doctor", 1, Says("1 error"), Nothing),
     ("doctor --format json", 1, Json, Nothing),
     ("status", 0, Text, Nothing),
@@ -167,6 +172,8 @@ const LOCKED: &[Row] = &[
 
 /// Without privileges.
 const BARE: &[Row] = &[
+    ("graph", 0, Says("flowchart"), Says("note: without the state")),
+    ("graph --declared", 0, Says("flowchart"), Nothing),
     ("validate", 0, Text, Nothing),
     ("plan", 77, Nothing, Says("CAP_NET_ADMIN")),
     ("apply", 77, Nothing, Says("CAP_NET_ADMIN")),

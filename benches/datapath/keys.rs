@@ -107,8 +107,12 @@ fn slot_ref(slot: u32) -> SlotRef {
 }
 
 pub fn run(findings: &mut Findings) {
-    cpu::pin();
-    look_ups(findings);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            cpu::pin();
+            look_ups(findings);
+        });
+    });
     packets(findings);
 }
 

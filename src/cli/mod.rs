@@ -9,6 +9,7 @@ mod completions;
 mod doctor;
 mod down;
 mod fleet;
+mod graph;
 mod lanes;
 mod man;
 mod offline;
@@ -170,6 +171,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Detaches, unpins and deletes everything that tunnel-mesh made
     Down(down::DownArgs),
+    /// Draws the mesh: hosts, tenants, mappings, and what isn't in force
+    Graph(graph::GraphArgs),
     /// Prints the JSON Schema of topology files, for editors and CI
     Schema(schema::SchemaArgs),
     /// Prints completions for a shell
@@ -297,6 +300,7 @@ fn run(cli: &Cli) -> Result<Exit> {
         Command::Status(args) => wait(args.run(global)),
         Command::Doctor(args) => wait(args.run(global)),
         Command::Down(args) => wait(args.run(global)),
+        Command::Graph(args) => wait(args.run(global)),
         Command::Schema(args) => args.run(),
         Command::Completions(args) => args.run(),
         Command::Man(args) => args.run(),

@@ -5,7 +5,9 @@ use crate::model::{Desired, Snapshot};
 use crate::reconcile::loader::Rejected;
 use crate::topology::{NodeChoice, ParsedFile, SourceFile, Topology, merge, parse};
 use anyhow::{Context, Result, anyhow, bail};
+use std::collections::BTreeSet;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// Largest snapshot or saved plan, in bytes.
@@ -37,6 +39,26 @@ impl Declared {
         self.topology
             .compile(node)
             .map_err(|diagnostics| Rejected::Invalid { diagnostics, sources: self.sources.clone() })
+    }
+
+    /// The node that this choice means, if it means one.
+    pub(super) fn here(&self, choice: &NodeChoice) -> Option<String> {
+        self.topology.choose(choice).ok().flatten()
+    }
+
+    /// Whether it matters which node a host is.
+    pub(super) fn needs_node(&self) -> bool {
+        self.topology.needs_node()
+    }
+
+    /// The nodes with their underlay addresses.
+    pub(super) fn addresses(&self) -> Vec<(String, Vec<IpAddr>)> {
+        self.topology.addresses()
+    }
+
+    /// Interfaces that low-level mappings name: one host's own.
+    pub(super) fn own_interfaces(&self) -> BTreeSet<String> {
+        self.topology.own_interfaces()
     }
 
     /// Names of the nodes.

@@ -9,8 +9,9 @@ use super::tree::{At, Kind, Node};
 use crate::model::{Name, Origin};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{BufWriter, Write};
+use std::net::IpAddr;
 use std::rc::Rc;
 
 /// Something of a file, and where it stands.
@@ -105,6 +106,16 @@ impl Topology {
     /// Names of the nodes.
     pub fn nodes(&self) -> Vec<String> {
         self.nodes.keys().cloned().collect()
+    }
+
+    /// The nodes with their underlay addresses.
+    pub fn addresses(&self) -> Vec<(String, Vec<IpAddr>)> {
+        self.nodes.iter().map(|(name, node)| (name.clone(), node.value.as_slice().to_vec())).collect()
+    }
+
+    /// Interfaces that low-level mappings name.
+    pub fn own_interfaces(&self) -> BTreeSet<String> {
+        self.mappings.iter().map(|mapping| mapping.value.interface.to_string()).collect()
     }
 
     /// Whether tenants are declared, so that it matters which node this is.

@@ -90,7 +90,7 @@ impl StatusArgs {
     }
 }
 
-async fn read(global: &Global, memory: &mut Memory) -> Result<Status> {
+pub(super) async fn read(global: &Global, memory: &mut Memory) -> Result<Status> {
     let paths = global.paths();
     if let Some(answer) = ask(&paths.socket(), &Request::Status).await? {
         return match (answer.status, answer.error) {
