@@ -9,7 +9,7 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER = sudo -E
 endif
-SCRIPTS = .ci/run $(wildcard scripts/*.sh examples/*.sh tests/vm/*.sh) tests/vm/init
+SCRIPTS = .ci/run $(wildcard scripts/*.sh examples/*.sh tests/*.sh tests/vm/*.sh) tests/vm/init
 
 .DEFAULT_GOAL := help
 .PHONY: help deps deps-% build install demo bench bench-control test test-host test-demo test-vm lint bpffs clean

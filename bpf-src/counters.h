@@ -78,6 +78,19 @@ static __noinline int drop(struct __sk_buff *skb, __u32 slot, enum tm_drop reaso
 	return TC_ACT_SHOT;
 }
 
+/*
+ * Counts a packet that is too big, as drop() would. For answer_too_big: one call more, and the stacks of all would be
+ * more than the 512 bytes that Linux 6.1 grants.
+ */
+static __always_inline int drop_too_big(struct __sk_buff *skb, __u32 slot)
+{
+	struct tm_counters *c = counters_of(slot);
+
+	if (c)
+		c->drops[TM_DROP_TOO_BIG] += skb_packets(skb);
+	return TC_ACT_SHOT;
+}
+
 /* Remembers a key that nobody mapped. */
 static __always_inline void note_unknown(struct __sk_buff *skb, const struct tm_tunkey *key)
 {

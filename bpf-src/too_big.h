@@ -322,7 +322,7 @@ static __noinline int answer_too_big(struct __sk_buff *skb, __u32 slot, int whol
 		goto unanswered;
 	}
 
-	drop(skb, slot & TM_SLOT_MASK, TM_DROP_TOO_BIG);
+	drop_too_big(skb, slot & TM_SLOT_MASK);
 	if (!may_answer(slot & TM_SLOT_MASK))
 		return TC_ACT_SHOT;
 	if (offset != ETH_HLEN) {
@@ -347,7 +347,7 @@ static __noinline int answer_too_big(struct __sk_buff *skb, __u32 slot, int whol
 	return bpf_redirect(ifindex, slot & TM_SLOT_ENDPOINT ? 0 : BPF_F_INGRESS);
 
 unanswered:
-	return whole ? drop(skb, slot & TM_SLOT_MASK, TM_DROP_TOO_BIG) : TM_TAKE_DEVICE;
+	return whole ? drop_too_big(skb, slot & TM_SLOT_MASK) : TM_TAKE_DEVICE;
 }
 
 /*

@@ -114,7 +114,9 @@ fn unprivileged(directory: &Path, arguments: &[&str]) -> Output {
     // Where root alone may enter the build directory, the binary is taken out of it.
     let binary = directory.join("tunnel-mesh");
     if !binary.exists() {
-        std::fs::copy(env!("CARGO_BIN_EXE_tunnel-mesh"), &binary).unwrap();
+        // By another process: while a thread of this one holds it open to write, nobody could run it.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_tunnel-mesh")).arg(&binary).status().unwrap();
+        assert!(copied.success(), "copy the binary to {}", binary.display());
     }
     let mut command = if rustix::process::geteuid().is_root() {
         let mut command = Command::new("setpriv");

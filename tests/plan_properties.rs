@@ -7,7 +7,7 @@ mod memory;
 mod mischief;
 
 use memory::batches::singles;
-use memory::topology::{Choice, INTERFACES, desired, fresh_kernel, in_force, meaning};
+use memory::topology::{Choice, INTERFACES, add_underlay, desired, fresh_kernel, in_force, meaning};
 use memory::wire::{Fate, Packet};
 use memory::{MemoryKernel, block};
 use mischief::{mischief, spoil};
@@ -144,8 +144,15 @@ proptest! {
         ports in (0u8..3, 0u8..3),
         ttl in 1u8..3,
         spoils in prop::collection::vec(mischief(), 0..6),
+        fast in any::<bool>(),
     ) {
         let mut kernel = fresh_kernel();
+        // In the fast lane from one topology to another: where somebody took a tunnel's own program away meanwhile, what
+        // that lane no longer takes falls through as it did before.
+        let spoils = if fast { Vec::new() } else { spoils };
+        if fast {
+            add_underlay(&mut kernel);
+        }
         let before = desired(&first, 1, ports.0);
         let goal = desired(&second, ttl, ports.1);
         let start = plan_of(&kernel, &before, None);
@@ -201,9 +208,12 @@ proptest! {
 
     /// The reconciler needs one round where nothing fails, and is idle afterwards.
     #[test]
-    fn a_pass_converges(first in topologies(), spoils in prop::collection::vec(mischief(), 0..4)) {
+    fn a_pass_converges(first in topologies(), spoils in prop::collection::vec(mischief(), 0..4), fast: bool) {
         let goal = desired(&first, 1, 1);
         let mut kernel = fresh_kernel();
+        if fast {
+            add_underlay(&mut kernel);
+        }
         let start = plan_of(&kernel, &goal, None);
         block(apply(&mut kernel, &start));
         for spoil_with in &spoils {

@@ -73,6 +73,8 @@ pub(super) struct Builder<'a> {
     pub(super) tunnels: BTreeMap<&'a str, PlannedTunnel>,
     pub(super) mappings: Vec<PlannedMapping<'a>>,
     pub(super) lanes: Lanes<'a>,
+    /// Indexes of `conf` that a tunnel has, or that something live refers to.
+    pub(super) used_indexes: BTreeSet<u32>,
     /// Underlay devices by name.
     pub(super) underlays: BTreeMap<&'a str, PlannedUnderlay<'a>>,
     /// Links that go, each with the address of its change.
@@ -94,6 +96,7 @@ impl<'a> Builder<'a> {
             tunnels: BTreeMap::new(),
             mappings: Vec::new(),
             lanes: Lanes::of(input.desired, input.observed),
+            used_indexes: BTreeSet::new(),
             underlays: BTreeMap::new(),
             deleted_links: BTreeMap::new(),
             growing: false,

@@ -145,6 +145,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
         };
         b.tunnels.insert(name, PlannedTunnel { index, link, mtu, decap: None });
     }
+    b.used_indexes = used;
 }
 
 fn make_tunnel(b: &mut Builder<'_>, tunnel: &Tunnel, mtu: u32) {

@@ -349,9 +349,7 @@ fn takes_zero_checksum6(tunnel: &Tunnel, observed: &Observed) -> bool {
 pub(super) fn resolve(b: &mut Builder<'_>) {
     let observed = b.input.observed;
     let live = b.live.conf.clone();
-    let mut used: BTreeSet<u32> = live.keys().copied().collect();
-    used.extend(b.tunnels.values().map(|t| t.index));
-    used.extend(b.live.devs.keys().filter(|s| *s < TUNNEL_INDEXES));
+    let mut used = std::mem::take(&mut b.used_indexes);
     let mut ports: BTreeMap<u32, BTreeSet<TunnelPort>> = BTreeMap::new();
     for (name, tunnel) in &b.input.desired.tunnels {
         let Some(PlannedTunnel { index, link: Some(_), .. }) = b.tunnels.get(name.as_str()).cloned() else { continue };

@@ -109,6 +109,7 @@ impl MemoryKernel {
         if let Some(link) = self.state.links.iter_mut().find(|l| l.ifindex == ifindex) {
             link.kind = "vxlan".to_owned();
             link.peer_in_other_netns = false;
+            link.forwards.v4 = true;
             link.tunnel = Some(Box::new(TunnelDevice {
                 kind: TunnelKind::Vxlan,
                 ip6: false,
@@ -126,6 +127,7 @@ impl MemoryKernel {
     pub fn remove_link(&mut self, ifindex: u32) {
         self.links_changed += 1;
         self.state.links.retain(|l| l.ifindex != ifindex);
+        self.state.addresses.retain(|a| a.ifindex != ifindex);
         for link in self.state.links.iter_mut().filter(|l| l.master == Some(ifindex)) {
             link.master = None;
             link.isolated = None;

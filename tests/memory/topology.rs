@@ -10,6 +10,9 @@ use tunnel_mesh::model::*;
 pub const INTERFACES: [&str; 8] = ["eth0", "eth1", "eth2", "eth3", "eth4", "eth5", "eth6", "eth7"];
 /// Tunnels: two that somebody else makes, one that we make.
 pub const TUNNELS: [&str; 3] = ["vxlan0", "vxlan1", "vxlan2"];
+/// The device that carries the tunnels, and its address.
+pub const UNDERLAY: &str = "under0";
+pub const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 /// The bridge of the generated ports, and their names by far node.
 pub const BRIDGE: &str = "br0";
 pub const PORTS: [&str; 2] = ["tmport0", "tmport1"];
@@ -97,6 +100,12 @@ pub fn fresh_kernel() -> MemoryKernel {
     kernel
 }
 
+/// Gives the tunnels a device to come in on: with it, they take the fast lane.
+pub fn add_underlay(kernel: &mut MemoryKernel) {
+    let ifindex = kernel.add_link(UNDERLAY);
+    kernel.state.addresses.push(Address { ifindex, address: LOCAL });
+}
+
 /// The device of a tunnel, where it can be used.
 pub fn device<'a>(observed: &'a Observed, tunnel: &Tunnel) -> Option<&'a Link> {
     let fits = |d: &TunnelDevice| d.kind == tunnel.kind && d.external && d.port == tunnel.port;
@@ -176,14 +185,43 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
     let nothing = MapState::default();
     let maps = observed.maps.as_ref().unwrap_or(&nothing);
     let mut index_of: BTreeMap<&str, u32> = BTreeMap::new();
+    // What the fast lane needs: our address, and for what comes in a device that carries nothing but tunnels.
+    let holder = observed.addresses.iter().find(|a| a.address == LOCAL);
+    let holder = holder.and_then(|a| observed.link_by_index(a.ifindex));
+    let plain = |l: &&Link| l.tunnel.is_none() && !desired.mappings.contains_key(l.name.as_str());
+    let underlay = holder.filter(plain).filter(|l| observed.instance.made(l.alias.as_deref()).is_none());
+    let mut carried = BTreeSet::new();
+    let mut underlays = Vec::new();
     for (index, conf) in &maps.conf {
+        if let Role::Underlay(ports) = &conf.role {
+            underlays.push((*index, conf, ports));
+            continue;
+        }
         let tunnel = desired.tunnels.get(&conf.name).ok_or_else(|| format!("conf[{index}] is {conf:?}"))?;
         let device = device(observed, tunnel).map_or(0, |l| l.ifindex);
-        let fits = conf.ifindex == device && conf.mark == tunnel.mark;
+        let local = Local { v4: Some(Ipv4Addr::new(10, 0, 0, 1)), v6: None };
+        let decap = underlay.filter(|_| device != 0).map(|_| Decap { geneve: false, local, zero_checksum6: false });
+        if decap.is_some() {
+            carried.insert(TunnelPort { tunnel: *index, port: port_of(&tunnel.name) });
+        }
+        let fits = conf.ifindex == device && conf.mark == tunnel.mark && conf.role == Role::Tunnel(decap);
         let held = maps.devs.iter().find(|(s, _)| s == index).map_or(0, |(_, i)| *i) == device;
         if !fits || !held || index_of.insert(&tunnel.name, *index).is_some() {
             return Err(format!("conf[{index}] is {conf:?}, its device {device}"));
         }
+    }
+    let mut carriers = Vec::new();
+    for (index, conf, ports) in underlays {
+        let right = underlay.is_some_and(|l| l.ifindex == conf.ifindex && l.name == conf.name)
+            && maps.devs.contains(&(index, conf.ifindex))
+            && ports.iter().eq(&carried);
+        if !right {
+            return Err(format!("conf[{index}] is {conf:?}, which should carry {carried:?}"));
+        }
+        carriers.push(index);
+    }
+    if carriers.len() != usize::from(!carried.is_empty()) {
+        return Err(format!("{carriers:?} carry {carried:?}"));
     }
     if index_of.len() != desired.tunnels.len() {
         return Err(format!("conf has {index_of:?}"));
@@ -201,6 +239,10 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
         };
         let endpoint = mapping.attach == Attach::Endpoint;
         let slot = entry.slot;
+        // Routes are looked up for devices that forward; those that we make do.
+        let way = observed.link(&tunnel.name);
+        let made = |l: &Link| observed.instance.made(l.alias.as_deref()).is_some();
+        let forwards = way.is_some_and(|l| l.forwards.v4) || (tunnel.create && way.is_none_or(made));
         let wanted = IfEntry {
             slot,
             endpoint,
@@ -210,7 +252,7 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
             tos: tunnel.tos,
             df: tunnel.df,
             checksum: false,
-            fast: None,
+            fast: holder.filter(|_| forwards).map(|_| FastHeader { geneve: false, port: port_of(&tunnel.name) }),
             valid: true,
         };
         let right = entry == wanted && value == SlotRef { slot, endpoint, valid: true };
@@ -223,7 +265,7 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
     }
     let stray_key = maps.tunkey2if.iter().find(|(k, _)| !keys.contains(k));
     let stray_if = maps.if2tunkey.iter().find(|(i, _)| !ifs.contains(i));
-    let used = |slot: u32| slots.contains(&slot) || index_of.values().any(|i| *i == slot);
+    let used = |slot: u32| slots.contains(&slot) || index_of.values().any(|i| *i == slot) || carriers.contains(&slot);
     let stray_dev = maps.devs.iter().find(|(slot, _)| !used(*slot));
     if stray_key.is_some() || stray_if.is_some() || stray_dev.is_some() {
         return Err(format!("besides there are {stray_key:?}, {stray_if:?}, {stray_dev:?}"));

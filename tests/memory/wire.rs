@@ -63,6 +63,28 @@ impl MemoryKernel {
         Some((program, self.maps_of(generation)))
     }
 
+    /// `handle_underlay`, wherever it stands: the interface to which it hands what comes to that UDP port.
+    fn carried(&self, port: u16, id: u32, far: IpAddr) -> Option<u32> {
+        self.state.links.iter().find_map(|link| {
+            let (Program::HandleUnderlay { index }, Some(maps)) = self.runs(link.ifindex, Direction::Underlay)? else {
+                return None;
+            };
+            let here = maps.conf.get(&index)?;
+            let Role::Underlay(ports) = &here.role else { return None };
+            if here.ifindex != link.ifindex || find(&maps.devs, index) != Some(link.ifindex) {
+                return None;
+            }
+            let tunnel = ports.iter().find(|p| p.port == port)?.tunnel;
+            let conf = maps.conf.get(&tunnel)?;
+            let told = matches!(conf.role, Role::Tunnel(Some(_)));
+            if !told || conf.ifindex == 0 || find(&maps.devs, tunnel) != Some(conf.ifindex) {
+                return None;
+            }
+            let value = find(&maps.tunkey2if, TunKey { tunnel, id, remote: far }).filter(|value| value.valid)?;
+            find(&maps.devs, value.slot)
+        })
+    }
+
     /// The fate of every packet.
     pub fn wire(&self) -> Wire {
         let mut up: Vec<(u32, bool)> = self.state.links.iter().map(|l| (l.ifindex, l.up)).collect();
@@ -72,8 +94,10 @@ impl MemoryKernel {
         let (tunnels, others): (Vec<&Link>, Vec<&Link>) = self.state.links.iter().partition(|l| l.tunnel.is_some());
         for link in tunnels {
             let running = self.runs(link.ifindex, Direction::Ingress);
+            let port = link.tunnel.as_ref().and_then(|device| device.port);
             for id in 0..IDS {
                 for far in 0..REMOTES {
+                    let carried = port.and_then(|port| self.carried(port, id, remote(far)));
                     let target = match running {
                         Some((Program::HandleIngress { tunnel }, Some(maps))) => {
                             ingress(maps, link.ifindex, tunnel, id, remote(far)).filter(|ifindex| is_up(*ifindex))
@@ -87,7 +111,12 @@ impl MemoryKernel {
                         let orphan = made.is_some() && link.is_some_and(|l| l.master.is_none());
                         if orphan { Fate::Leaked(ifindex) } else { Fate::To(ifindex) }
                     };
-                    let fate = target.filter(|_| link.up).map_or(idle, handed);
+                    // What the underlay device's program doesn't take goes on to the tunnel device.
+                    let fate = match carried {
+                        Some(target) if is_up(target) => handed(target),
+                        Some(_) => Fate::Dropped,
+                        None => target.filter(|_| link.up).map_or(idle, handed),
+                    };
                     fates.push((Packet::Received(link.ifindex, id, far), fate));
                 }
             }

@@ -1,0 +1,191 @@
+//! The fast lane without a daemon: routes and neighbours that change are followed at once, and what isn't plain takes the
+//! tunnel device. And with one: the underlay device is recreated.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod world;
+
+use world::harness::{Netns, veth};
+use world::{Host, Underlay, assert_pings, eventually, pings};
+
+/// Addresses of the tunnel's ends that belong to no underlay device, and the next hops to them by either device.
+struct Family {
+    flag: &'static str,
+    ends: [&'static str; 2],
+    bits: u8,
+    hops: [[&'static str; 2]; 2],
+}
+
+const V4: Family = Family {
+    flag: "-4",
+    ends: ["10.255.0.1", "10.255.0.2"],
+    bits: 32,
+    hops: [["172.16.1.100", "172.16.1.101"], ["172.16.2.100", "172.16.2.101"]],
+};
+const V6: Family = Family {
+    flag: "-6",
+    ends: ["fd01::1", "fd01::2"],
+    bits: 128,
+    hops: [["fd00::100", "fd00::101"], ["fd02::100", "fd02::101"]],
+};
+
+/// Two hosts with two underlay devices each and an endpoint between them; applied once, no daemon runs.
+struct Site {
+    hosts: Vec<Host>,
+    workloads: Vec<Netns>,
+    _underlay: Underlay,
+}
+
+const FAR: &str = "192.168.9.2";
+
+impl Site {
+    fn new(family: &Family) -> Self {
+        let underlay = Underlay::new();
+        let hosts: Vec<Host> = (0..2).map(|n| underlay.host(n)).collect();
+        veth((&hosts[0].netns, "eth1"), (&hosts[1].netns, "eth1"));
+        let mut workloads = Vec::new();
+        for (n, host) in hosts.iter().enumerate() {
+            let run = |line: &str| host.netns.cmd(line);
+            run(&format!("ip addr add 172.16.2.{}/24 dev eth1", 100 + n));
+            run(&format!("ip addr add fd02::{}/64 dev eth1 nodad", 100 + n));
+            run(&format!("ip addr add {}/{} dev lo", family.ends[n], family.bits));
+            // What comes by the other way than it would be answered by is right here.
+            for name in ["all", "eth0", "eth1"] {
+                run(&format!("sysctl -qw net.ipv4.conf.{name}.rp_filter=0"));
+            }
+            workloads.push(host.workload("wire0", &format!("192.168.9.{}/24", n + 1)));
+            host.write(
+                "a.yaml",
+                &format!(
+                    "version: 1\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, local: \"{}\", fast: on}}\nmappings:\n  \
+                     - {{tenant: red, interface: wire0, id: 9, remote: \"{}\", attach: endpoint}}\n",
+                    family.ends[n],
+                    family.ends[1 - n]
+                ),
+            );
+        }
+        let site = Self { hosts, workloads, _underlay: underlay };
+        site.route(family, 0);
+        site.hosts.iter().for_each(|host| drop(host.apply()));
+        site
+    }
+
+    /// Leads both ways over one of the underlay devices.
+    fn route(&self, family: &Family, device: usize) {
+        for (n, host) in self.hosts.iter().enumerate() {
+            let (end, bits, hop) = (family.ends[1 - n], family.bits, family.hops[device][1 - n]);
+            let source = family.ends[n];
+            let flag = family.flag;
+            host.netns.cmd(&format!("ip {flag} route replace {end}/{bits} via {hop} dev eth{device} src {source}"));
+        }
+    }
+
+    fn fast(&self) -> u64 {
+        self.hosts[0].mapping("red/wire0")["traffic"]["tx_fast"].as_u64().unwrap()
+    }
+
+    /// Packets that the first host sent by a device.
+    fn sent(&self, device: &str) -> u64 {
+        let path = format!("cat /sys/class/net/{device}/statistics/tx_packets");
+        // sysfs shows the namespace that it was mounted in.
+        let shown =
+            self.hosts[0].netns.command(&["unshare", "-m", "sh", "-c", &format!("mount -t sysfs s /sys && {path}")]);
+        shown.trim().parse().unwrap()
+    }
+}
+
+fn routes_are_followed(family: &Family) {
+    let site = Site::new(family);
+    assert_pings(&site.workloads[0], FAR);
+    for device in [1, 0, 1] {
+        let name = format!("eth{device}");
+        site.route(family, device);
+        let (fast, sent) = (site.fast(), site.sent(&name));
+        assert!(pings(&site.workloads[0], FAR, 20), "by {name}");
+        assert!(site.fast() >= fast + 20, "the device lane was taken");
+        assert!(site.sent(&name) >= sent + 20, "{name} wasn't");
+    }
+    // Without a route the tunnel device has no other answer either: nothing arrives, and nothing goes elsewhere.
+    let (flag, end, bits) = (family.flag, family.ends[1], family.bits);
+    site.hosts[0].netns.cmd(&format!("ip {flag} route replace unreachable {end}/{bits}"));
+    let fast = site.fast();
+    assert!(world::silent(&site.workloads[0], FAR));
+    assert_eq!(site.fast(), fast);
+    site.route(family, 0);
+    assert_pings(&site.workloads[0], FAR);
+}
+
+#[test]
+fn routes_are_followed_over_ipv4() {
+    routes_are_followed(&V4);
+}
+
+#[test]
+fn routes_are_followed_over_ipv6() {
+    routes_are_followed(&V6);
+}
+
+/// A next hop whose hardware address changes without a word is asked for again, as for any packet of the host's own.
+fn neighbours_are_followed(family: &Family) {
+    let site = Site::new(family);
+    let kind = if family.flag == "-4" { "ipv4" } else { "ipv6" };
+    for host in &site.hosts {
+        for (name, value) in [("base_reachable_time_ms", 200), ("retrans_time_ms", 100), ("ucast_solicit", 1)] {
+            host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.{name}={value}"));
+        }
+        host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.delay_first_probe_time=1"));
+    }
+    assert_pings(&site.workloads[0], FAR);
+    site.hosts[1].netns.cmd("ip link set eth0 address 02:00:00:00:77:01");
+    eventually("the neighbour is found again", || pings(&site.workloads[0], FAR, 1));
+    let fast = site.fast();
+    assert!(pings(&site.workloads[0], FAR, 10));
+    assert!(site.fast() >= fast + 10);
+}
+
+#[test]
+fn neighbours_are_followed_over_ipv4() {
+    neighbours_are_followed(&V4);
+}
+
+#[test]
+fn neighbours_are_followed_over_ipv6() {
+    neighbours_are_followed(&V6);
+}
+
+/// The device that carries the tunnel is deleted and made again: the daemon attaches its program there again, by itself.
+#[test]
+fn an_underlay_device_that_is_recreated_decapsulates_again() {
+    let underlay = Underlay::new();
+    let hosts: Vec<Host> = (0..2).map(|n| underlay.host(n)).collect();
+    let mut workloads = Vec::new();
+    for (n, host) in hosts.iter().enumerate() {
+        workloads.push(host.workload("wire0", &format!("192.168.9.{}/24", n + 1)));
+        host.write(
+            "a.yaml",
+            &format!(
+                "version: 1\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, local: 172.16.1.{}, fast: on}}\nmappings:\n  \
+                 - {{tenant: red, interface: wire0, id: 9, remote: 172.16.1.{}, attach: endpoint}}\n",
+                100 + n,
+                101 - n
+            ),
+        );
+    }
+    hosts[1].apply();
+    let daemon = hosts[0].daemon();
+    let received = || hosts[0].mapping("red/wire0")["traffic"]["rx_fast"].as_u64().unwrap();
+    assert!(pings(&workloads[0], FAR, 10));
+    assert!(received() >= 10);
+
+    hosts[0].netns.cmd("ip link del eth0");
+    underlay.netns.cmd(&format!("ip link add p0 type veth peer name eth0 netns {}", hosts[0].netns.name));
+    underlay.netns.cmd("ip link set p0 master br0 up");
+    hosts[0].netns.cmd("ip link set eth0 up");
+    hosts[0].netns.cmd("ip addr add 172.16.1.100/24 dev eth0");
+    eventually("the fast lane is back", || {
+        let before = received();
+        pings(&workloads[0], FAR, 2) && received() >= before + 2
+    });
+    daemon.stop();
+    assert!(pings(&workloads[0], FAR, 5));
+}
