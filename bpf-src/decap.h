@@ -31,7 +31,6 @@ struct outer {
 	__u8 inner_ecn; /* 0 where the inner packet isn't IP */
 	__u32 mark;
 	__u64 source[2]; /* IPv4-mapped */
-	__u64 eth[2];    /* the inner Ethernet header, and two bytes more */
 };
 
 /* The index of the tunnel whose packets come to that UDP port (in network order); 0: none. */
@@ -51,7 +50,7 @@ static __always_inline __u32 tunnel_of_port(const volatile struct tm_conf *under
 
 /* UDP and what stands behind it, at `udp`. `length`: what the IP header leaves for it. Returns whether it is in order. */
 static __always_inline int read_udp(const __u8 *udp, __u32 length, const volatile struct tm_conf *settings,
-				    struct outer *outer)
+				    struct outer *outer, __u64 *eth)
 {
 	__u32 kind = *(const __be32 *)(udp + 8), id = bpf_ntohl(*(const __be32 *)(udp + 12));
 
@@ -62,8 +61,8 @@ static __always_inline int read_udp(const __u8 *udp, __u32 length, const volatil
 	outer->id = id >> 8;
 	outer->mark = settings->mark;
 	outer->eth_type = *(const __be16 *)(udp + 16 + 12);
-	outer->eth[0] = *(const __u64 *)(udp + 16);
-	outer->eth[1] = *(const __u64 *)(udp + 16 + 8);
+	eth[0] = *(const __u64 *)(udp + 16);
+	eth[1] = *(const __u64 *)(udp + 16 + 8);
 	return 1;
 }
 
@@ -97,7 +96,7 @@ static __always_inline const volatile struct tm_conf *tunnel_to(const volatile s
 }
 
 static __always_inline int read_outer4(struct __sk_buff *skb, const volatile struct tm_conf *underlay,
-				       struct outer *outer)
+				       struct outer *outer, __u64 *eth)
 {
 	const __u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const volatile struct tm_conf *settings;
@@ -120,7 +119,7 @@ static __always_inline int read_outer4(struct __sk_buff *skb, const volatile str
 		sum += *(const __u16 *)(data + TM_ETH + 2 * i);
 	if (fold(sum) != 0xffff)
 		return 0;
-	if (!read_udp(data + 34, length - 20, settings, outer))
+	if (!read_udp(data + 34, length - 20, settings, outer, eth))
 		return 0;
 	outer->overhead = TM_OVERHEAD4;
 	outer->ecn = data[TM_ETH + 1] & 3;
@@ -131,7 +130,7 @@ static __always_inline int read_outer4(struct __sk_buff *skb, const volatile str
 }
 
 static __always_inline int read_outer6(struct __sk_buff *skb, const volatile struct tm_conf *underlay,
-				       struct outer *outer)
+				       struct outer *outer, __u64 *eth)
 {
 	const __u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	const volatile struct tm_conf *settings;
@@ -151,7 +150,7 @@ static __always_inline int read_outer6(struct __sk_buff *skb, const volatile str
 	length = bpf_ntohs(*(const __be16 *)(data + 18));
 	if (length + 40 + TM_ETH != skb->len)
 		return 0;
-	if (!read_udp(data + 54, length, settings, outer))
+	if (!read_udp(data + 54, length, settings, outer, eth))
 		return 0;
 	outer->overhead = TM_OVERHEAD6;
 	outer->ecn = data[TM_ETH + 1] >> 4 & 3;
@@ -190,7 +189,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	const volatile struct tm_conf *underlay;
 	__u32 ifindex = skb->ifindex, slot, target, length = skb->len;
 	struct outer outer = {};
-	__u64 key[3]; /* struct tm_tunkey */
+	__u64 key[3], eth[2]; /* struct tm_tunkey; the inner Ethernet header, and two bytes more */
 	__u64 packets = skb_packets(skb);
 	__u64 how = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 	int ip, verdict;
@@ -201,10 +200,10 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	if (!underlay || !(underlay->flags & TM_CONF_VALID) || !(underlay->flags & TM_CONF_UNDERLAY))
 		return TC_ACT_UNSPEC;
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (!read_outer4(skb, underlay, &outer))
+		if (!read_outer4(skb, underlay, &outer, eth))
 			return TC_ACT_UNSPEC;
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!read_outer6(skb, underlay, &outer))
+		if (!read_outer6(skb, underlay, &outer, eth))
 			return TC_ACT_UNSPEC;
 	} else {
 		return TC_ACT_UNSPEC;
@@ -238,7 +237,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	if (bpf_skb_adjust_room(skb, -(__s32)outer.overhead, BPF_ADJ_ROOM_MAC, how))
 		return TC_ACT_UNSPEC;
 
-	if (bpf_skb_store_bytes(skb, 0, outer.eth, TM_ETH, 0))
+	if (bpf_skb_store_bytes(skb, 0, eth, TM_ETH, 0))
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_DECAPSULATE);
 	if (ip && outer.ecn == 3 && mark_congestion(skb, outer.eth_type))
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_DECAPSULATE);
