@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod bpf_lab;
+#[path = "lifecycle/earlier.rs"]
+mod earlier;
 
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
@@ -13,7 +15,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tunnel_mesh::bpf::{Dataplane, MapFull, NoMaps};
 use tunnel_mesh::model::{
-    Attach, Attachment, Conf, Direction, HookKind, IfEntry, OuterField, Program, Role, SlotRef, TunKey,
+    Attach, Attachment, Conf, Counters, Direction, HookKind, IfEntry, OuterField, Program, Role, SlotRef, TunKey,
 };
 
 const SLOT: u32 = 64;
@@ -284,6 +286,39 @@ fn another_layout_counts_as_none() {
     assert!(later.outdated().unwrap().contains("layout version"));
     later.create_maps(256).unwrap();
     assert_eq!((later.outdated(), later.capacity()), (None, Some(256)));
+    assert_eq!(Dataplane::open(&dir).unwrap().outdated(), None);
+}
+
+/// Maps of version 1 are read as they are, refuse to be written, and are moved into today's while packets flow.
+#[test]
+fn maps_of_an_earlier_layout_are_carried_over() {
+    let mut lab = Lab::new();
+    let (a, _b) = wired(&mut lab);
+    let dir = a.dp.pin_dir().to_owned();
+    assert_eq!(a.ping("192.168.5.2", 5), 5);
+    earlier::age(&dir);
+    let (before, counted) = (a.dp.observe().unwrap(), a.dp.counters().unwrap());
+    assert!(counted.iter().any(|(slot, c)| *slot == SLOT && c.rx_packets >= 5 && c.tx_packets >= 5), "{counted:?}");
+
+    let reader = Dataplane::open(&dir).unwrap();
+    assert!(reader.outdated().unwrap().contains("conf has another layout (value size 32"), "{:?}", reader.outdated());
+    assert_eq!((reader.observe().unwrap(), reader.counters().unwrap()), (before.clone(), counted.clone()));
+    assert!(reader.programs().unwrap().iter().all(|p| !p.current));
+    assert!(reader.clear_conf(&[1]).unwrap_err().to_string().contains("carried over"));
+
+    let mut dp = in_netns(&a.ns, || Dataplane::open_writer(&dir).unwrap());
+    assert!(dp.outdated().is_some() && dp.load(Program::HandleEgress).is_err());
+    let capacity = dp.capacity().unwrap();
+    let growth = in_netns(&a.ns, || dp.grow_maps(capacity).unwrap());
+    assert_eq!((dp.outdated(), dp.capacity()), (None, Some(capacity)));
+    assert_eq!((dp.observe().unwrap(), dp.counters().unwrap()), (before, counted.clone()));
+    assert!(dp.programs().unwrap().iter().all(|p| p.current));
+    if uses_tcx() {
+        assert_eq!(growth.switched, 2, "the tunnel's and the port's");
+        assert_eq!(a.ping("192.168.5.2", 3), 3);
+        let of = |counted: &[(u32, Counters)]| counted.iter().find(|(slot, _)| *slot == SLOT).unwrap().1.tx_packets;
+        assert!(of(&dp.counters().unwrap()) >= of(&counted) + 3, "it counts on");
+    }
     assert_eq!(Dataplane::open(&dir).unwrap().outdated(), None);
 }
 

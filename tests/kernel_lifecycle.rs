@@ -6,6 +6,8 @@ mod world;
 
 #[path = "lifecycle/churn.rs"]
 mod churn;
+#[path = "lifecycle/earlier.rs"]
+mod earlier;
 #[path = "lifecycle/release.rs"]
 mod release;
 #[path = "lifecycle/restart.rs"]

@@ -368,7 +368,7 @@ fn fails_closed(map: &str, breaks: impl FnOnce(&Host), ingress: Way, egress: Way
 
 #[test]
 fn without_conf_everything_is_dropped() {
-    let zeros = |host: &Host| map_write(host, "conf", "update", &1_u32.to_ne_bytes(), Some(&[0; 32]));
+    let zeros = |host: &Host| map_write(host, "conf", "update", &1_u32.to_ne_bytes(), Some(&[0; 64]));
     fails_closed("conf", zeros, Way::Dropped("no_conf"), Way::Dropped("no_conf"));
 }
 

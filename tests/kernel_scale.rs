@@ -98,7 +98,7 @@ fn status_and_signals_are_answered_during_a_long_first_attach() {
     assert!(before <= count, "all were attached before the signal counted");
     // The next one goes on from there.
     let daemon = host.daemon();
-    assert_eq!(attached(&host), count + 1);
+    assert_eq!(attached(&host), count + 2);
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -161,7 +161,7 @@ fn ten_thousand_mappings_in_a_thousand_files_converge() {
     host.expect(0, &["apply", "--rcu-expedited"]);
     let plan: serde_json::Value = serde_json::from_str(&host.expect(0, &["plan", "--format", "json"])).unwrap();
     assert_eq!(plan["operations"].as_array().unwrap().len(), 0, "{:#}", plan["operations"][0]);
-    assert_eq!(attached(&host), count + 1);
+    assert_eq!(attached(&host), count + 2);
     assert_eq!(host.dump("if2tunkey").as_array().unwrap().len() as u64, count);
 
     // One changed file changes one mapping, and nothing else is written.

@@ -180,6 +180,9 @@ impl<'a> Remotes<'a> {
     }
 }
 
+/// The device of addresses that belong to the host rather than to one of its links.
+const LOOPBACK: &str = "lo";
+
 fn ways(tunnel: &Tunnel, ipv6: bool, desired: &Desired, observed: &Observed) -> Ways {
     let both = |code, what: String| {
         let why = Why::new(code, what);
@@ -200,8 +203,13 @@ fn ways(tunnel: &Tunnel, ipv6: bool, desired: &Desired, observed: &Observed) -> 
     let Some(holder) = holder(local, observed) else {
         return both("no-source-address", format!("{local} isn't an address of this host"));
     };
-    if let Err(why) = underlay_fits(tunnel, holder, desired, observed) {
-        return Ways { out: Err(why.clone()), out_unsure: None, barred: BTreeMap::new(), underlay: Err(why) };
+    // An address of the loopback device says nothing of the way out, which may well be asked for.
+    let asked_for = tunnel.fast == Fast::On && holder.name == LOOPBACK;
+    let fits = underlay_fits(tunnel, holder, desired, observed);
+    if let Err(why) = &fits
+        && !asked_for
+    {
+        return Ways { out: Err(why.clone()), out_unsure: None, barred: BTreeMap::new(), underlay: Err(why.clone()) };
     }
     let out = outer_checksum(tunnel, ipv6)
         .and_then(|()| forwarding(tunnel, ipv6, observed))
@@ -215,7 +223,7 @@ fn ways(tunnel: &Tunnel, ipv6: bool, desired: &Desired, observed: &Observed) -> 
     let underlay = if ipv6 && !takes_zero_checksum6(tunnel, observed) {
         Err(Why::new("checksum", "its device takes no IPv6 packets without a UDP checksum"))
     } else {
-        Ok(holder.ifindex)
+        fits.map(|()| holder.ifindex)
     };
     Ways { out, out_unsure, barred: BTreeMap::new(), underlay }
 }

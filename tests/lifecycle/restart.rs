@@ -74,7 +74,8 @@ fn restarts(hook: &str) -> u64 {
         assert!(before.keys().eq(after.keys()), "{before:?}\n{after:?}");
         assert!(before.iter().all(|(hook, program)| after[hook] != *program), "every program is replaced");
     }
-    // A release whose maps have another layout: what is pinned is made anew beside what runs.
+    carried_over(&mut pair, &flow);
+    // A release whose maps have a layout that nobody knows: what is pinned is made anew beside what runs.
     for n in 0..2 {
         let daemon = pair.daemons[n].take().unwrap();
         if n == 0 {
@@ -114,4 +115,55 @@ fn restarts(hook: &str) -> u64 {
     assert!(delivered >= scaled(PACKETS));
     std::fs::remove_file(other).unwrap();
     delivered
+}
+
+/// An upgrade from version 1 of the layouts: entries stay as they are, slots and counters too.
+fn carried_over(pair: &mut Pair, flow: &dyn Fn()) {
+    // Version 1 had no fast lane.
+    let file = pair.directory.path().join("mesh.yaml");
+    write_atomically(&file, &PAIR.replace("create: true", "create: true, fast: off"));
+    for n in 0..2 {
+        let host = &pair.hosts[n];
+        eventually("the fast lane is off", || {
+            host.status()["config_error"].is_null() && host.status()["in_force"] == true
+        });
+        host.expect(0, &["apply"]);
+        flow();
+        let daemon = pair.daemons[n].take().unwrap();
+        if n == 0 {
+            daemon.kill()
+        } else {
+            assert_eq!(daemon.stop(), Some(0))
+        }
+        let host = &pair.hosts[n];
+        let traffic = |host: &Host| {
+            let status = host.status();
+            let all = status["mappings"].as_array().unwrap().clone();
+            let one = |m: &Value| {
+                let packets = ["rx_packets", "tx_packets"].map(|k| m["traffic"][k].as_u64().unwrap());
+                (m["address"].to_string(), (m["slot"].clone(), packets))
+            };
+            all.iter().map(one).collect::<BTreeMap<_, _>>()
+        };
+        let maps = |host: &Host| ["tunkey2if", "if2tunkey"].map(|m| entries(&host.dump(m)));
+        earlier::age(&host.pins);
+        let (before, live, capacity) = (traffic(host), maps(host), max_entries(host, "counters"));
+        assert!(before.values().any(|(_, [rx, tx])| *rx > 0 && *tx > 0), "{before:?}");
+        let plan = host.expect(0, &["plan"]);
+        assert!(plan.contains("carry entries and counters over to the layout of this version"), "{plan}");
+        flow();
+        pair.restart(n);
+        flow();
+        let host = &pair.hosts[n];
+        assert_eq!((maps(host), max_entries(host, "counters")), (live, capacity));
+        for (address, (slot, [rx, tx])) in traffic(host) {
+            let (old, [old_rx, old_tx]) = &before[&address];
+            assert!(slot == *old && rx >= *old_rx && tx >= *old_tx, "{address}: {slot} {rx} {tx}, before {before:?}");
+        }
+        host.expect(0, &["plan", "--detailed-exitcode"]);
+    }
+    write_atomically(&file, PAIR);
+    for host in &pair.hosts {
+        host.wait_in_force();
+    }
 }

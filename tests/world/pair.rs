@@ -8,7 +8,7 @@ const TOPOLOGY: &str = r"
 version: 1
 nodes: {host0: 172.16.1.100, host1: 172.16.1.101}
 tunnels:
-  vxlan0: {kind: vxlan, create: true}
+  vxlan0: {kind: vxlan, create: true, fast: on}
 tenants:
   red: {id: 10000, bridge: br-red}
   wire:
