@@ -187,7 +187,7 @@ impl MemoryKernel {
 
     /// Grows, but stops after so many switched attachments; before the first, nothing has happened.
     fn grow(&mut self, capacity: u32, limit: usize) -> Result<()> {
-        let maps = self.state.maps.as_ref().context("there are no maps")?;
+        let maps = self.state.maps.as_ref().ok_or_else(|| NoMaps { dir: "/memory".into() })?;
         ensure!(capacity >= maps.capacity, "they have {} slots already", maps.capacity);
         let copy = MapState { capacity, ..maps.clone() };
         if limit == 0 {
