@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Boots Debian kernels under QEMU and runs the kernel tests in them, in clsact mode.
 #
-# usage: run.sh [EXECUTABLE...]      (default: cargo's tests named kernel_*, bpf_* and netlink_*, the demo and the walk; without
-#        kernel_files, and kernel_lanes, which has more packets than an emulated machine gets through)
-#   VM_TESTS         extended regular expression of the names of tests to run instead, without the demo and the walk
+# usage: run.sh [EXECUTABLE...]      (default: cargo's tests named bpf_* and netlink_*, those named kernel_* that depend on what the
+#        kernel does, and the demo; kernel_lanes has more packets than an emulated machine gets through)
+#   VM_TESTS         extended regular expression of the names of tests to run instead, without the demo
 #   VM_FILTER        run only tests whose name holds that, of each executable
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
 #   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
@@ -44,6 +44,7 @@ work=$(mktemp -d "$dir/run.XXXXXX")
 executables() {
     grep -F "\"kind\":[\"$1\"]" "$work/cargo.json" | grep -E "\"name\":\"$2\"" | sed -nE 's/.*"executable":"([^"]+)".*/\1/p'
 }
+by_default='(kernel_(cli|crash|drift|fast|faults|lifecycle|links|mesh|mtu|safety|scale|trace|traffic)|(bpf|netlink)_[a-z0-9_]*)'
 program=/dev/null
 if [ $# = 0 ]; then
     echo 'vm: building the tests'
@@ -51,10 +52,10 @@ if [ $# = 0 ]; then
     # The program itself, not its unit tests: those have a hash in their name.
     program=$(executables bin tunnel-mesh | grep '/tunnel-mesh$') || true
     [ -n "$program" ] || die "cargo named no tunnel-mesh binary"
-    mapfile -t tests < <(executables test "${VM_TESTS:-(kernel_([a-eg-km-z]|fa|li)|bpf_|netlink_)[a-z0-9_]*}" | sort -u)
+    mapfile -t tests < <(executables test "${VM_TESTS:-$by_default}" | sort -u)
     [ ${#tests[@]} != 0 ] || die 'no such test under tests/'
     set -- "${tests[@]}"
-    [ -n "${VM_TESTS:-}" ] || set -- "$@" "$project/examples/demo.sh" "$project/tests/walk.sh"
+    [ -n "${VM_TESTS:-}" ] || set -- "$@" "$project/examples/demo.sh"
 fi
 export VM_ENV_TUNNEL_MESH_SLOW=1 VM_ENV_RUST_BACKTRACE=1 VM_ENV_RUST_TEST_THREADS=${RUST_TEST_THREADS:-1}
 hook=${TUNNEL_MESH_HOOK:-clsact}
