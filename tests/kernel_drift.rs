@@ -85,7 +85,7 @@ fn slot_of(host: &Host, interface: &str) -> u32 {
 
 #[test]
 fn entries_that_were_removed() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let delete = |map: &'static str, key: Vec<u8>| move |host: &Host| write_map(host, map, "delete", &key, None);
     let host = pair.host();
     restored(&pair, "if2tunkey", delete("if2tunkey", if_key(host, "wire0")), &["if2tunkey entry is missing"]);
@@ -109,7 +109,7 @@ fn entries_that_were_removed() {
 
 #[test]
 fn entries_that_were_changed() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let host = pair.host();
     let change = |map: &'static str, (key, value): (Vec<u8>, Vec<u8>), at: usize, to: u32| {
         move |host: &Host| write_map(host, map, "update", &key, Some(&with_u32(value, at, to)))
@@ -155,7 +155,7 @@ fn entries_that_were_changed() {
 
 #[test]
 fn entries_that_were_added() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let host = pair.host();
     let add = |map: &'static str, key: Vec<u8>, value: Vec<u8>| {
         move |host: &Host| write_map(host, map, "update", &key, Some(&value))
@@ -186,7 +186,7 @@ fn entries_that_were_added() {
 
 #[test]
 fn programs_that_were_detached() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let hooks = [
         ("wire0", "ingress", "handle_egress"),
         ("port0", "egress", "handle_egress"),
@@ -220,7 +220,7 @@ fn programs_that_were_detached() {
 
 #[test]
 fn foreign_programs_beside_ours_are_left_alone() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let host = pair.host();
     let foreign = Foreign::load(&host.netns);
     let hooks = [("wire0", "ingress"), ("port0", "egress"), ("vxlan0", "ingress"), ("eth0", "ingress")];
@@ -251,7 +251,7 @@ fn foreign_programs_beside_ours_are_left_alone() {
 
 #[test]
 fn a_foreign_program_before_ours_is_overtaken_without_a_gap() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let host = pair.host();
     let foreign = Foreign::load(&host.netns);
     let red = pair.red_port();
@@ -291,7 +291,7 @@ fn a_foreign_program_before_ours_is_overtaken_without_a_gap() {
 
 #[test]
 fn devices_that_were_altered_or_deleted() {
-    let pair = Pair::new();
+    let pair = Pair::fast();
     let host = pair.host();
     let red = pair.red_port();
     let ip = |line: String| move |host: &Host| drop(host.netns.cmd(&line));

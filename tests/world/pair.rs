@@ -8,7 +8,7 @@ const TOPOLOGY: &str = r"
 version: 1
 nodes: {host0: 172.16.1.100, host1: 172.16.1.101}
 tunnels:
-  vxlan0: {kind: vxlan, create: true, fast: on}
+  vxlan0: {kind: vxlan, create: true}
 tenants:
   red: {id: 10000, bridge: br-red}
   wire:
@@ -46,9 +46,18 @@ pub fn make_port(host: &Host, name: &str, address: &str) {
 impl Pair {
     /// All in force; the daemon makes no pass that nothing asks for.
     pub fn new() -> Self {
+        Self::of(TOPOLOGY)
+    }
+
+    /// The same in the fast lane, whoever else is on the underlay device.
+    pub fn fast() -> Self {
+        Self::of(&TOPOLOGY.replace("create: true", "create: true, fast: on"))
+    }
+
+    fn of(topology: &str) -> Self {
         let underlay = Underlay::new();
         let directory = tempfile::tempdir().unwrap();
-        write_atomically(&directory.path().join("mesh.yaml"), TOPOLOGY);
+        write_atomically(&directory.path().join("mesh.yaml"), topology);
         let mut hosts: Vec<Host> = (0..2).map(|n| underlay.host(n)).collect();
         let (mut wire, mut red) = (Vec::new(), Vec::new());
         for (n, host) in hosts.iter_mut().enumerate() {
