@@ -147,9 +147,6 @@ proptest! {
         fast in any::<bool>(),
     ) {
         let mut kernel = fresh_kernel();
-        // In the fast lane from one topology to another: where somebody took a tunnel's own program away meanwhile, what
-        // that lane no longer takes falls through as it did before.
-        let spoils = if fast { Vec::new() } else { spoils };
         if fast {
             add_underlay(&mut kernel);
         }

@@ -55,6 +55,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     let mut wanted = wanted(b, &mut hooks);
     wanted.extend(held_fast(b, &mut hooks, &wanted));
     let by_hook = ByHook::default();
+    let bare = bare_beside_the_fast_lane(b);
 
     // Runs, but perhaps on other maps than those that are about to be written: of an unknown program nobody knows, and a
     // growth takes along what is attached by TCX only.
@@ -69,7 +70,8 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     programs.extend(wanted.iter().map(|w| w.program));
     let needed = programs.clone();
     let nobodys = |a: &Attachment| by_hook.find(&wanted, a.ifindex, a.direction).is_none();
-    if hooks.unclaimed().any(|a| a.direction != Direction::Underlay && left_behind(a) && nobodys(a)) {
+    let orphans = || hooks.unclaimed().any(|a| a.direction != Direction::Underlay && left_behind(a) && nobodys(a));
+    if !bare.is_empty() || orphans() {
         programs.insert(Program::HandleEgress);
     }
     // A growth loads every program that is pinned.
@@ -110,15 +112,32 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
             Some(_) if programs.contains(program) || b.growing => None,
             Some(_) => Some(format!("replace the program on {interface} {direction}")),
         };
-        let replace = found.is_some();
+        let mut replace = found.is_some();
         let address = owner.address();
         let change = if replace && detail.is_none() { DATA_PLANE } else { address.as_str() };
         if let Some(detail) = detail {
             note(b, *owner, &address, detail);
         }
         let link = LinkRef { name: (*interface).to_owned(), ifindex: *ifindex };
+        if *direction == Direction::Ingress && ifindex.is_some_and(|ifindex| bare.contains(&ifindex)) {
+            b.operation(Phase::Programs, change, guard(link.clone(), kind, replace));
+            replace = true;
+        }
         let step = Step::Attach { program: *program, link, direction: *direction, kind, replace };
         b.operation(phase, change, step);
+    }
+
+    // The same on a device that goes. One that stays without its tunnel is the host's from then on.
+    for ifindex in bare.into_iter().filter(|i| by_hook.find(&wanted, *i, Direction::Ingress).is_none()) {
+        if let (Some(link), Some(address)) = (b.links.indexed(ifindex), b.deleted_links.get(&ifindex).cloned()) {
+            let (link, direction) = (LinkRef::of(link), Direction::Ingress);
+            let replace = hooks.claim(ifindex, direction, kind).is_some();
+            b.operation(Phase::Programs, &address, guard(link.clone(), kind, replace));
+            if kind == HookKind::Tcx {
+                // A filter goes with its link, a pin doesn't.
+                b.operation(Phase::Detach, &address, Step::Detach { link, direction, kind });
+            }
+        }
     }
 
     // What is ours and belongs nowhere any more.
@@ -164,6 +183,28 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
             b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Removed, detail);
         }
     }
+}
+
+/// Tunnel devices without a program of ours whose tunnel is in the fast lane, as far as anybody knows. What that lane is
+/// about to leave to the device must not reach the host's stack, nor go by entries that are about to be deleted.
+fn bare_beside_the_fast_lane(b: &Builder<'_>) -> BTreeSet<u32> {
+    let attached = &b.input.observed.attachments;
+    let guarded = |ifindex: u32| {
+        let mut here = attached.iter().filter(|a| a.ifindex == ifindex);
+        here.any(|a| a.direction == Direction::Ingress && a.program.is_some())
+    };
+    // Of programs whose maps were lost nobody knows.
+    let lost = !b.live.present && attached.iter().any(|a| a.direction == Direction::Underlay && a.program.is_some());
+    let unknown = b.tunnels.values().filter_map(|t| t.link.as_ref()?.ifindex).chain(b.deleted_links.keys().copied());
+    let fast = b.live.conf.values().filter(|conf| matches!(conf.role, Role::Tunnel(Some(_)))).map(|conf| conf.ifindex);
+    let candidates = fast.chain(unknown.filter(|_| lost));
+    let is_tunnel = |i: &u32| b.links.indexed(*i).is_some_and(|link| link.tunnel.is_some());
+    candidates.filter(is_tunnel).filter(|i| !guarded(*i)).collect()
+}
+
+/// Puts a program there that drops everything: handle_egress, without an entry.
+fn guard(link: LinkRef, kind: HookKind, replace: bool) -> Step {
+    Step::Attach { program: Program::HandleEgress, link, direction: Direction::Ingress, kind, replace }
 }
 
 /// What belongs where, and what is there.

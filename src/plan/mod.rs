@@ -15,7 +15,8 @@
 //! 8. devices that nobody wants are deleted, then programs are detached.
 //!
 //! Before all that, maps are made or grown, and what is attached but runs on other maps than the live ones (those
-//! before a growth, say) is replaced or detached: it would go on by a topology that nobody remembers.
+//! before a growth, say) is replaced or detached: it would go on by a topology that nobody remembers. And where a tunnel
+//! in the fast lane lost its own program, its device gets one that drops until its own is back.
 
 mod builder;
 pub mod declared;

@@ -194,7 +194,7 @@ fn outer_field<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OuterField,
 pub(super) struct MappingDoc {
     /// A label for people and metrics.
     #[serde(default)]
-    #[schemars(schema_with = "name")]
+    #[schemars(schema_with = "optional_name")]
     pub(super) tenant: Name,
     /// The local interface.
     #[schemars(schema_with = "name")]

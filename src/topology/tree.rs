@@ -194,6 +194,12 @@ impl Builder<'_> {
 
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Box<Diagnostic>> {
         let at = At::of(span);
+        if let Event::Scalar(.., Some(tag)) | Event::SequenceStart(_, Some(tag)) | Event::MappingStart(_, Some(tag)) =
+            &event
+        {
+            let diagnostic = Diagnostic::new("TM0105", at.in_file(self.file), "a tag (`!…`) has no meaning here");
+            return Err(Box::new(diagnostic.help("remove it; text that looks like a number goes between quotes")));
+        }
         match event {
             Event::Scalar(text, style, anchor, _) => {
                 let kind = Kind::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };

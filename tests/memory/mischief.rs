@@ -132,7 +132,8 @@ pub fn spoil(kernel: &mut MemoryKernel, mischief: &Mischief) {
             if let Some(link) = kernel.state.link(name).map(|l| l.ifindex) {
                 kernel.remove_link(link);
             }
-            let ifindex = kernel.add_vxlan(name, 1 + port_of(name));
+            // On a port that no tunnel has: the kernel gives each to one device.
+            let ifindex = kernel.add_vxlan(name, 100 + port_of(name));
             kernel.state.links.iter_mut().filter(|l| l.ifindex == ifindex).for_each(|l| l.up = n % 2 == 0);
             return;
         }
