@@ -194,8 +194,7 @@ impl Builder<'_> {
 
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), Box<Diagnostic>> {
         let at = At::of(span);
-        if let Event::Scalar(.., Some(tag)) | Event::SequenceStart(_, Some(tag)) | Event::MappingStart(_, Some(tag)) =
-            &event
+        if let Event::Scalar(.., Some(_)) | Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) = &event
         {
             let diagnostic = Diagnostic::new("TM0105", at.in_file(self.file), "a tag (`!…`) has no meaning here");
             return Err(Box::new(diagnostic.help("remove it; text that looks like a number goes between quotes")));
