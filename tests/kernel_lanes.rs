@@ -55,18 +55,19 @@ fn everything_arrives(setup: Setup) {
         site.use_lane(lane, "");
         for takes in [Takes::Fast, Takes::Device, Takes::Either] {
             let before = [site.counts(0), site.counts(1)];
-            let (mut packets, mut calls) = (0, 0);
+            let (mut sent, mut calls) = (Frames::new(), 0);
             for case in all.iter().filter(|case| case.takes == takes) {
                 let expected = frames(&case.packets);
                 assert_same(&format!("{setup:?}, {lane:?}, {}", case.name), &expected, &line.send(&case.packets));
-                packets += expected.len() as u64;
+                sent.extend(expected);
                 calls += 1;
             }
             let what = format!("{setup:?}, {lane:?}, {takes:?}");
             let [near, far] = [0, 1].map(|n| site.counts(n).since(before[n]));
             let counted = (near.tx, far.rx, near.drops, far.drops);
+            let packets = sent.len() as u64;
             assert_eq!(counted, (packets + calls * ADDED[0], packets + calls * ADDED[1], 0, 0), "{what}");
-            site.assert_lane(&what, lane, takes, packets, near, far);
+            site.assert_lane(&what, lane, takes, &sent, near, far);
         }
     }
 }
@@ -199,7 +200,7 @@ fn malformed_outer_packets(setup: Setup) {
         let total = found.values().sum::<u64>() - spoiled.len().div_ceil(PART) as u64 * INJECTED;
         // The kernel counts some twice, and isn't asked why. Older ones leave out more than their tunnel device's.
         let least = if counts_bits { counted } else { counted - counted / 50 };
-        let most = counted + counted / 100;
+        let most = counted + (counted / 100).max(5);
         assert!((least..most).contains(&total), "{what}: {counted} packets, counted {total}: {found:#?}");
         match &first {
             None => first = Some((all, total)),
@@ -379,7 +380,7 @@ fn marks_outside(setup: Setup) {
             wire.drain();
             assert_same(&what, &frames(&sent), &line.send(&sent));
             let [near, far] = [0, 1].map(|n| site.counts(n).since(before[n]));
-            site.assert_lane(&what, lane, Takes::Fast, packets.len() as u64, near, far);
+            site.assert_lane(&what, lane, Takes::Fast, &frames(&sent), near, far);
             let outers: HashMap<Vec<u8>, Vec<u8>> = wire
                 .drain()
                 .iter()
@@ -505,7 +506,7 @@ fn a_router_workload(setup: Setup) {
             // The router reports its multicast groups when it likes.
             assert_eq!((near.tx, near.drops, far.rx, far.drops), (count + ADDED[0], 0, count + ADDED[1], 0), "{what}");
             assert!(far.tx >= count && near.rx >= count, "{what}: {near:?}, {far:?}");
-            site.assert_lane(&what, lane, Takes::Fast, count, near, far);
+            site.assert_lane(&what, lane, Takes::Fast, &frames(&packets), near, far);
             // Out again it may be the device: on a veth a packet says that it is encapsulated long after it was unwrapped.
             assert!(lane == Lane::Fast || far.tx_fast == 0, "{what}: {far:?}");
         }

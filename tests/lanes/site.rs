@@ -144,14 +144,18 @@ impl Site {
         }
     }
 
-    /// Expects of so many packets that they took the lane that the case says. `near`, `far`: what both hosts counted.
-    pub fn assert_lane(&self, what: &str, lane: Lane, takes: Takes, packets: u64, near: Counts, far: Counts) {
+    /// Expects of these frames of a tenant that they took the lane that the case says. `near`, `far`: what both hosts
+    /// counted.
+    pub fn assert_lane(&self, what: &str, lane: Lane, takes: Takes, frames: &[Vec<u8>], near: Counts, far: Counts) {
+        let packets = frames.len() as u64;
         let what = format!("{what}: {packets} packets: {near:?}, {far:?}");
         match (lane, takes) {
             (Lane::Device, _) => assert_eq!((near.tx_fast, far.rx_fast), (0, 0), "{what}"),
             (Lane::Fast, Takes::Fast) => {
                 assert_eq!(near.tx_fast, packets, "{what}");
-                assert!(far.rx_fast >= packets, "{what}");
+                let old = before_6_3();
+                let left = frames.iter().filter(|frame| old && self.changes_family(frame)).count() as u64;
+                assert!(far.rx_fast >= packets - left, "{what}");
             }
             (Lane::Fast, Takes::Device) => {
                 assert_eq!(near.tx_fast, 0, "{what}");
@@ -160,6 +164,13 @@ impl Site {
             }
             (Lane::Fast, Takes::Either) => {}
         }
+    }
+
+    /// Whether older kernels can't decapsulate it at once: of the other family than what is around it, for an endpoint,
+    /// or too short for the outer family's header.
+    fn changes_family(&self, frame: &[u8]) -> bool {
+        let v6 = u16_at(frame, 12) == 0x86dd;
+        v6 != (self.setup.over == Over::Ipv6) && (self.setup.attach == Attach::Endpoint || frame.len() < 14 + 40)
     }
 
     /// The headers of a tunnel packet of the first host's tenant red and what is in it; `None`: some other packet. The
@@ -221,6 +232,13 @@ impl Site {
     pub fn counts(&self, n: usize) -> Counts {
         Counts::of(&self.hosts[n].status())
     }
+}
+
+/// Whether this kernel can't be told which family stays when a header goes.
+fn before_6_3() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) < (Some(6), Some(3))
 }
 
 /// Bridges in there look at no packet's content.
