@@ -4,7 +4,8 @@
 # usage: initramfs.sh DIRECTORY PROGRAM [EXECUTABLE...]
 # DIRECTORY is the project: what git tracks under tests/ and examples/ is there in the guest, at the same path.
 # PROGRAM (the tunnel-mesh binary, may be /dev/null) is there at the same path too, since tests have it baked in.
-# Each EXECUTABLE is a test. Variables that start with VM_ENV_ go to the tests without that prefix.
+# Each EXECUTABLE is a test. Variables that start with VM_ENV_ go to the tests without that prefix. VM_PARTS has NAME=PART for those
+# of which only the tests run whose name holds PART.
 set -euo pipefail
 
 project=$(realpath "$1") program=$2
@@ -71,7 +72,9 @@ for executable; do
     copy_executable "$path"
     name=$(basename "$path")
     # cargo adds a hash: kernel_traffic-0123456789abcdef
-    echo "$(sed -E 's/-[0-9a-f]{16}$//' <<<"$name") $path"
+    name=$(sed -E 's/-[0-9a-f]{16}$//' <<<"$name")
+    part=$(tr ' ' '\n' <<<"${VM_PARTS:-}" | sed -n "s/^$name=//p")
+    echo "$name $path $part"
 done >"$root/vm/tests"
 {
     printf 'directory=%q\nlimit=%q\nfilter=%q\n' "$project" "${VM_TEST_TIMEOUT:?}" "${VM_FILTER:-}"

@@ -2,7 +2,7 @@
 # Boots Debian kernels under QEMU and runs the kernel tests in them, in clsact mode.
 #
 # usage: run.sh [EXECUTABLE...]      (default: cargo's tests named bpf_* and netlink_*, those named kernel_* that depend on what the
-#        kernel does, and the demo; kernel_lanes has more packets than an emulated machine gets through)
+#        kernel does, and the demo; of kernel_lanes, with more packets than an emulated machine gets through, those of Geneve)
 #   VM_TESTS         extended regular expression of the names of tests to run instead, without the demo
 #   VM_FILTER        run only tests whose name holds that, of each executable
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
@@ -44,7 +44,7 @@ work=$(mktemp -d "$dir/run.XXXXXX")
 executables() {
     grep -F "\"kind\":[\"$1\"]" "$work/cargo.json" | grep -E "\"name\":\"$2\"" | sed -nE 's/.*"executable":"([^"]+)".*/\1/p'
 }
-by_default='(kernel_(cli|crash|drift|fast|faults|lifecycle|links|mesh|mtu|safety|scale|trace|traffic)|(bpf|netlink)_[a-z0-9_]*)'
+by_default='(kernel_(cli|crash|drift|fast|faults|lanes|lifecycle|links|mesh|mtu|safety|scale|trace|traffic)|(bpf|netlink)_[a-z0-9_]*)'
 program=/dev/null
 if [ $# = 0 ]; then
     echo 'vm: building the tests'
@@ -55,7 +55,10 @@ if [ $# = 0 ]; then
     mapfile -t tests < <(executables test "${VM_TESTS:-$by_default}" | sort -u)
     [ ${#tests[@]} != 0 ] || die 'no such test under tests/'
     set -- "${tests[@]}"
-    [ -n "${VM_TESTS:-}" ] || set -- "$@" "$project/examples/demo.sh"
+    if [ -z "${VM_TESTS:-}" ]; then
+        set -- "$@" "$project/examples/demo.sh"
+        export VM_PARTS='kernel_lanes=geneve'
+    fi
 fi
 export VM_ENV_TUNNEL_MESH_SLOW=1 VM_ENV_RUST_BACKTRACE=1 VM_ENV_RUST_TEST_THREADS=${RUST_TEST_THREADS:-1}
 hook=${TUNNEL_MESH_HOOK:-clsact}
