@@ -167,6 +167,10 @@ impl Attacher {
                     match sys::link_update(pinned.link.as_fd(), fd.as_fd()) {
                         // The interface went this very moment.
                         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Err(DeviceGone { ifindex }.into()),
+                        // It is in the chain already, by an attachment whose pin was removed.
+                        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                            self.give_way(&pinned, fd.as_fd(), ifindex, direction)
+                        }
                         result => result.context("replace the program in place"),
                     }
                 }
@@ -182,6 +186,21 @@ impl Attacher {
         sys::pin(link.as_fd(), path).with_context(|| format!("pin it as {}", path.display()))
     }
 
+    /// Puts another attachment of this program in the place of a live one, without a gap: one that is there without a pin,
+    /// or where that went meanwhile, a new one.
+    fn give_way(&self, old: &Pinned, program: BorrowedFd<'_>, ifindex: u32, direction: Direction) -> Result<()> {
+        discard(&self.pins.unfinished_link(ifindex, direction))?;
+        self.replace_link(old, &create_or_adopt(program, ifindex, direction)?, ifindex, direction)
+    }
+
+    /// Pins an attachment in the place of another one, and then detaches that.
+    fn replace_link(&self, old: &Pinned, link: &OwnedFd, ifindex: u32, direction: Direction) -> Result<()> {
+        let (path, unfinished) = (self.pins.link(ifindex, direction), self.pins.unfinished_link(ifindex, direction));
+        sys::pin(link.as_fd(), &unfinished).with_context(|| format!("pin it as {}", unfinished.display()))?;
+        rename(&unfinished, &path)?;
+        detach(old.link.as_fd()).context("detach the old attachment")
+    }
+
     /// Moves a live attachment to the head. The kernel has no call for that, and refuses a program that is in the
     /// chain already; so the old attachment gets a twin of the program, the program itself goes to the head, and only
     /// then the old attachment goes.
@@ -193,14 +212,10 @@ impl Attacher {
         ifindex: u32,
         direction: Direction,
     ) -> Result<()> {
-        let (path, unfinished) = (self.pins.link(ifindex, direction), self.pins.unfinished_link(ifindex, direction));
-        discard(&unfinished)?;
+        discard(&self.pins.unfinished_link(ifindex, direction))?;
         let mut twin = Loaded::new(&self.pins, program)?;
         sys::link_update(old.link.as_fd(), twin.classifier()?.fd()?.as_fd()).context("update the old attachment")?;
-        let link = create(fd, ifindex, direction)?;
-        sys::pin(link.as_fd(), &unfinished).with_context(|| format!("pin it as {}", unfinished.display()))?;
-        rename(&unfinished, &path)?;
-        detach(old.link.as_fd()).context("detach the old attachment")
+        self.replace_link(old, &create(fd, ifindex, direction)?, ifindex, direction)
     }
 }
 
