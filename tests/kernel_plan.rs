@@ -15,7 +15,7 @@ use world::harness::Netns;
 use world::live::{Entries, attachments, entries as map_entries, write_map};
 use world::*;
 
-/// Lane and MTU are said, so that what is written doesn't depend on the machine.
+/// The lane is said, so that what is written doesn't depend on the machine.
 const HEAD: &str = "\
 version: 1
 nodes: {host0: 172.16.1.100, host1: 172.16.1.101, host2: 172.16.1.102}
@@ -52,6 +52,10 @@ fn live(host: &Host) -> (Vec<Entries>, Vec<(String, String)>, Value) {
         assert!(program.is_number() && position == 0, "{hook:?}");
         hook
     });
+    let forwards = |name: &str| {
+        let file = |family: &str| format!("/proc/sys/net/{family}/conf/{name}/forwarding");
+        ["ipv4", "ipv6"].map(|family| host.netns.enter(|| std::fs::read_to_string(file(family)).unwrap()))
+    };
     let links = json(&host.netns.cmd("ip -j -d link show"));
     let links = links.as_array().unwrap().iter().map(|l| {
         let alias = l["ifalias"].as_str().map(|a| a.split(" in ").next().unwrap().to_owned());
@@ -73,7 +77,8 @@ fn live(host: &Host) -> (Vec<Entries>, Vec<(String, String)>, Value) {
             data,
             isolated,
             l["flags"].as_array().unwrap().contains(&"UP".into()),
-            l["inet6_addr_gen_mode"]
+            l["inet6_addr_gen_mode"],
+            forwards(l["ifname"].as_str().unwrap())
         ])
     });
     (maps, hooks.collect(), links.collect())
@@ -81,6 +86,17 @@ fn live(host: &Host) -> (Vec<Entries>, Vec<(String, String)>, Value) {
 
 #[test]
 fn operations_carried_out_by_somebody_else_are_what_apply_does() {
+    carried_out_by_somebody_else("off", &[]);
+}
+
+#[test]
+fn the_same_in_the_fast_lane() {
+    carried_out_by_somebody_else("on", &["handle_underlay", "\"fast\":{", "\"forward\""]);
+}
+
+/// `mentioned`: what the plans have to speak of.
+fn carried_out_by_somebody_else(fast: &str, mentioned: &[&str]) {
+    let head = HEAD.replace("'off'", &format!("'{fast}'"));
     let underlay = Underlay::new();
     // One after the other on an underlay that doesn't know: both are host0, with the same indexes.
     let ((by_hand, _a), (applied, _b)) = (host(&underlay), {
@@ -99,20 +115,31 @@ fn operations_carried_out_by_somebody_else_are_what_apply_does() {
     let swapped = swapped.replace("attach: endpoint", "tunnel: vxlan0, attach: endpoint");
     let red = "tenants:\n  red: {id: 100, tunnel: vxlan0, bridge: br-red}\n";
     let second = "  vxlan1: {kind: vxlan, port: 4790, create: true, mtu: 1400, ttl: inherit, df: true, fast: 'off'}\n";
+    let second = &second.replace("'off'", &format!("'{fast}'"));
+    // More than there is room for.
+    let many: String = (0..300)
+        .map(|n| mapping(&format!("late{n}"), &format!("id: {}, tunnel: vxlan0, remote: 172.16.1.101", 1_000 + n)))
+        .collect();
     let steps = [
-        ("two mappings", format!("{HEAD}mappings:\n{two}")),
-        ("a bridge with ports", format!("{HEAD}{red}mappings:\n{two}")),
-        ("keys that swap, a second tunnel, an endpoint", format!("{HEAD}{second}{red}mappings:\n{swapped}")),
+        ("two mappings", format!("{head}mappings:\n{two}")),
+        ("more than there is room for", format!("{head}mappings:\n{two}{many}")),
+        ("a bridge with ports", format!("{head}{red}mappings:\n{two}{many}")),
+        ("keys that swap, a second tunnel, an endpoint", format!("{head}{second}{red}mappings:\n{swapped}{many}")),
         ("another id and mark, one node less", {
-            let fewer = HEAD.replace(", host2: 172.16.1.102", "").replace("create: true", "create: true, mark: 7");
-            format!("{fewer}{second}{}mappings:\n{swapped}", red.replace("100", "101"))
+            let fewer = head.replace(", host2: 172.16.1.102", "").replace("create: true", "create: true, mark: 7");
+            format!("{fewer}{second}{}mappings:\n{swapped}{many}", red.replace("100", "101"))
         }),
         (
             "all but one go",
-            format!("{HEAD}mappings:\n{}", mapping("eth4", "id: 5, remote: 172.16.1.102, attach: endpoint")),
+            format!("{head}mappings:\n{many}{}", mapping("eth4", "id: 5, remote: 172.16.1.102, attach: endpoint")),
         ),
     ];
-    let mut interpreter = Interpreter::new(&by_hand);
+    for host in [&by_hand, &applied] {
+        for n in 0..200 {
+            host.netns.cmd(&format!("ip link add late{n} type ifb"));
+        }
+    }
+    let (mut interpreter, mut said) = (Interpreter::new(&by_hand), String::new());
     for (n, (what, text)) in steps.iter().enumerate() {
         by_hand.write("a.yaml", text);
         applied.write("a.yaml", text);
@@ -130,6 +157,7 @@ fn operations_carried_out_by_somebody_else_are_what_apply_does() {
                     .replace(&*applied.pins.display().to_string(), "PINS")
             };
             assert_eq!(told(&plan["operations"]), told(&report["plan"]["operations"]), "{what}");
+            said.push_str(&plan["operations"].to_string());
             interpreter.run(&plan);
         }
         // What was accepted explains the next plan: names of tenants, changes beside drift.
@@ -158,10 +186,14 @@ fn operations_carried_out_by_somebody_else_are_what_apply_does() {
         "delete_tunkey",
         "set_if",
         "delete_if",
+        "grow_maps",
     ];
     wanted.extend(Interpreter::from_nothing().then_some("create_maps"));
     for op in wanted {
         assert!(interpreter.done.contains_key(op), "{op} didn't come up: {:?}", interpreter.done);
+    }
+    for word in mentioned {
+        assert!(said.contains(word), "{word} didn't come up: {said}");
     }
 }
 
@@ -398,6 +430,7 @@ fn a_host_that_was_set_up_by_hand_is_adopted() {
             tos: None,
             df: true,
             checksum: true,
+            fast: None,
         };
         let key = entries::tunkey(1, id, remote);
         write_map(&host, "devs", "update", &slot.to_ne_bytes(), Some(&entries::dev(ifindex)));

@@ -1,7 +1,7 @@
 //! Map entries as an operator would write them with bpftool: encoded here anew, from `bpf-src/abi.h`, not by the program
 //! under test.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The constants of the check.
 const CHECK: [u64; 9] = [
@@ -52,7 +52,7 @@ pub fn slot_ref(key: &[u8], slot: u32, endpoint: bool) -> Vec<u8> {
     [slot.to_ne_bytes(), check(&checked).to_ne_bytes()].concat()
 }
 
-/// Value of `if2tunkey`, without what the fast lane adds.
+/// Value of `if2tunkey`.
 #[derive(Debug, Clone, Copy)]
 pub struct IfEntry {
     pub slot: u32,
@@ -66,11 +66,35 @@ pub struct IfEntry {
     pub tos: Option<u8>,
     pub df: bool,
     pub checksum: bool,
+    /// In the fast lane: whether by Geneve, and the UDP port.
+    pub fast: Option<(bool, u16)>,
+}
+
+/// The words of the outer IPv4 header that no packet changes, added up: they begin at version and length, flags, protocol,
+/// source and destination.
+fn header(entry: &IfEntry) -> u16 {
+    let (IpAddr::V4(local), IpAddr::V4(remote)) = (entry.local, entry.remote) else { return 0 };
+    let header =
+        [&[0x45, 0, if entry.df { 0x40 } else { 0 }, 0, 0, 17][..], &local.octets(), &remote.octets()].concat();
+    let sum: u64 = header.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
+    // What is left by 0xffff, in ones' complement.
+    match sum % 0xffff {
+        0 => 0xffff,
+        rest => rest as u16,
+    }
 }
 
 impl IfEntry {
     pub fn encode(&self, ifindex: u32) -> Vec<u8> {
-        let flags = [(self.ttl.is_none(), 1u16), (self.tos.is_none(), 2), (self.df, 4), (self.checksum, 8)];
+        let geneve = self.fast.is_some_and(|(geneve, _)| geneve);
+        let flags = [
+            (self.ttl.is_none(), 1u16),
+            (self.tos.is_none(), 2),
+            (self.df, 4),
+            (self.checksum, 8),
+            (self.fast.is_some(), 16),
+            (geneve, 32),
+        ];
         let flags: u16 = flags.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum();
         let mut value = Vec::new();
         value.extend(slot_word(self.slot, self.endpoint).to_ne_bytes());
@@ -79,7 +103,8 @@ impl IfEntry {
         value.extend(mapped(self.local));
         value.extend([self.ttl.unwrap_or(0), self.tos.unwrap_or(0)]);
         value.extend(flags.to_ne_bytes());
-        value.extend([0; 4]);
+        value.extend(self.fast.map_or(0, |(_, port)| port).to_be_bytes());
+        value.extend(self.fast.map_or(0, |_| header(self)).to_ne_bytes());
         let mut checked = vec![u64::from(ifindex), u64::from(slot_word(self.slot, self.endpoint))];
         checked.extend(&words(&value)[1..]);
         value[4..8].copy_from_slice(&check(&checked).to_ne_bytes());
@@ -93,6 +118,39 @@ pub fn conf(ifindex: u32, name: &str, mark: u16, size: usize) -> Vec<u8> {
     value.extend(name.as_bytes());
     value.resize(size, 0);
     value
+}
+
+/// A value of `conf` with what it is for: a tunnel that is decapsulated on the underlay (flags, addresses), or an underlay
+/// device (its tunnels and their ports).
+pub enum Role {
+    Plain,
+    Decapsulated { geneve: bool, zero_checksum6: bool, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr> },
+    Underlay(Vec<(u32, u16)>),
+}
+
+impl Role {
+    /// Writes it into the value.
+    pub fn write(&self, value: &mut [u8]) {
+        let detail = 32;
+        match self {
+            Self::Plain => {}
+            Self::Decapsulated { geneve, zero_checksum6, v4, v6 } => {
+                value[4] |= 4 | if *geneve { 8 } else { 0 } | if *zero_checksum6 { 16 } else { 0 };
+                if let Some(v4) = v4 {
+                    value[detail..detail + 4].copy_from_slice(&v4.octets());
+                }
+                if let Some(v6) = v6 {
+                    value[detail + 8..detail + 24].copy_from_slice(&v6.octets());
+                }
+            }
+            Self::Underlay(ports) => {
+                value[4] |= 2;
+                for (word, (tunnel, port)) in value[detail..].chunks_mut(4).zip(ports) {
+                    word.copy_from_slice(&(tunnel << 16 | u32::from(port.to_be())).to_ne_bytes());
+                }
+            }
+        }
+    }
 }
 
 /// Value of `devs`.

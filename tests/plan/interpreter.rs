@@ -1,7 +1,7 @@
 //! Carries a plan's `operations[]` out as somebody would who has only its JSON: maps by bpftool, devices by `ip`, programs
 //! and attachments by aya or `tc`. Shares no code with `apply`.
 
-use crate::entries::{self, IfEntry};
+use crate::entries::{self, IfEntry, Role};
 use crate::world::live::write_map;
 use crate::world::{Host, clsact};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -48,6 +48,24 @@ fn outer(value: &Value) -> Option<u8> {
     (value != "inherit").then(|| number(&value["fixed"]).try_into().unwrap())
 }
 
+fn role(role: &Value) -> Role {
+    if let Some(ports) = role["underlay"].as_array() {
+        let port = |p: &Value| (number(&p["tunnel"]), number(&p["port"]).try_into().unwrap());
+        return Role::Underlay(ports.iter().map(port).collect());
+    }
+    let decap = role.get("tunnel").unwrap_or_else(|| panic!("no role: {role}"));
+    if decap.is_null() {
+        return Role::Plain;
+    }
+    let local = |family: &str| decap["local"][family].as_str();
+    Role::Decapsulated {
+        geneve: truth(&decap["geneve"]),
+        zero_checksum6: truth(&decap["zero_checksum6"]),
+        v4: local("v4").map(|a| a.parse().unwrap()),
+        v6: local("v6").map(|a| a.parse().unwrap()),
+    }
+}
+
 impl<'a> Interpreter<'a> {
     pub fn new(host: &'a Host) -> Self {
         Self { host, done: BTreeMap::new() }
@@ -68,6 +86,7 @@ impl<'a> Interpreter<'a> {
         let host = self.host;
         match text(&o["op"]) {
             "create_maps" => self.create_maps(number(&o["capacity"])),
+            "grow_maps" => self.grow_maps(number(&o["to"])),
             "load_program" => self.load(&o["program"]),
             "unload_program" => std::fs::remove_file(self.program_pin(&o["program"])).unwrap(),
             "create_link" => self.create_link(&o["link"]),
@@ -80,7 +99,8 @@ impl<'a> Interpreter<'a> {
             "set_conf" => {
                 let ifindex = if o["link"].is_null() { 0 } else { self.index(&o["link"]) };
                 let mark = number(&o["mark"]).try_into().unwrap();
-                let value = entries::conf(ifindex, text(&o["name"]), mark, self.value_size("conf"));
+                let mut value = entries::conf(ifindex, text(&o["name"]), mark, self.value_size("conf"));
+                role(&o["role"]).write(&mut value);
                 write_map(host, "conf", "update", &number(&o["index"]).to_ne_bytes(), Some(&value));
             }
             "clear_conf" => {
@@ -118,6 +138,7 @@ impl<'a> Interpreter<'a> {
                     tos: outer(&v["tos"]),
                     df: truth(&v["df"]),
                     checksum: truth(&v["checksum"]),
+                    fast: v["fast"].as_object().map(|f| (truth(&f["geneve"]), number(&f["port"]).try_into().unwrap())),
                 };
                 let action = if truth(&o["insert"]) { "noexist" } else { "exist" };
                 self.write("if2tunkey", &ifindex.to_ne_bytes(), &entry.encode(ifindex), action);
@@ -218,6 +239,10 @@ impl<'a> Interpreter<'a> {
                 String::new()
             }
             "alias" => netns.command(&["ip", "link", "set", name, "alias", text(to)]),
+            "forward" => {
+                let family = if truth(&to["ipv6"]) { "ipv6" } else { "ipv4" };
+                netns.cmd(&format!("sysctl -q -w net/{family}/conf/{name}/forwarding=1"))
+            }
             other => panic!("the test has no such change: {other}"),
         });
     }
@@ -246,10 +271,63 @@ impl<'a> Interpreter<'a> {
         write_map(self.host, "meta", "update", &last.to_ne_bytes(), Some(&value));
     }
 
+    /// Larger maps with the same content; every program runs on them before the old ones go.
+    fn grow_maps(&self, capacity: u32) {
+        let old = |name: &str| crate::world::live::entries(self.host, name);
+        let content = ["tunkey2if", "if2tunkey", "devs"].map(|name| (name, old(name)));
+        let sizes: BTreeMap<&str, usize> = SIZED.map(|name| (name, self.value_size(name))).into();
+        let programs: Vec<String> = std::fs::read_dir(self.host.pin("programs"))
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        for name in SIZED {
+            std::fs::remove_file(self.host.pin(name)).unwrap();
+        }
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, self.host.pin(name));
+        }
+        for name in SIZED {
+            loader.map_max_entries(name, capacity);
+        }
+        loader.load(OBJECT).unwrap();
+        for (name, entries) in content {
+            assert_eq!(self.value_size(name), sizes[name]);
+            for (key, value) in entries {
+                write_map(self.host, name, "update", &key, Some(&value));
+            }
+        }
+        let mut ids = BTreeMap::new();
+        for file in programs {
+            let index = file.rsplit_once('_').and_then(|(_, n)| n.parse::<u32>().ok());
+            let program = match (file.rsplit_once('_'), index) {
+                (Some((name @ "handle_ingress", _)), Some(index)) => serde_json::json!({name: {"tunnel": index}}),
+                (Some((name @ "handle_underlay", _)), Some(index)) => serde_json::json!({name: {"index": index}}),
+                _ => Value::from(file.as_str()),
+            };
+            let pin = self.program_pin(&program);
+            let before = SchedClassifier::from_pin(&pin).unwrap().info().unwrap().id();
+            self.load(&program);
+            ids.insert(before, pin);
+        }
+        for file in std::fs::read_dir(self.host.pin("links")).unwrap() {
+            let link_pin = file.unwrap().path();
+            let held: FdLink = PinnedLink::from_pin(&link_pin).unwrap().into();
+            let shown = Command::new("bpftool").args(["-j", "link", "show", "pinned"]).arg(&link_pin).output().unwrap();
+            let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+            let mut program = SchedClassifier::from_pin(&ids[&number(&shown["prog_id"])]).unwrap();
+            program.attach_to_link(SchedClassifierLink::try_from(held).unwrap()).unwrap();
+        }
+    }
+
     /// Name of a program, its file's name and its tunnel.
     fn program(program: &Value) -> (&'static str, String, u32) {
         if program == "handle_egress" {
             return ("handle_egress", "handle_egress".to_owned(), 0);
+        }
+        if let Some(underlay) = program.get("handle_underlay") {
+            let index = number(&underlay["index"]);
+            return ("handle_underlay", format!("handle_underlay_{index}"), index);
         }
         let tunnel = number(&program["handle_ingress"]["tunnel"]);
         ("handle_ingress", format!("handle_ingress_{tunnel}"), tunnel)
@@ -285,9 +363,9 @@ impl<'a> Interpreter<'a> {
             let netns = &self.host.netns;
             drop(netns.try_cmd(&format!("tc qdisc add dev {name} clsact")));
             let action = if truth(&o["replace"]) { "replace" } else { "add" };
-            let (handle, pin) = (self.handle(), pin.display());
+            let (handle, pin) = (self.handle(direction), pin.display());
             let filter = format!("prio 1 handle {handle} bpf direct-action object-pinned {pin}");
-            netns.cmd(&format!("tc filter {action} dev {name} {direction} {filter}"));
+            netns.cmd(&format!("tc filter {action} dev {name} {} {filter}", Self::side(direction)));
             return;
         }
         assert_eq!(o["kind"], "tcx");
@@ -299,7 +377,8 @@ impl<'a> Interpreter<'a> {
                 program.attach_to_link(SchedClassifierLink::try_from(held).unwrap()).unwrap();
                 return;
             }
-            let side = if direction == "ingress" { TcAttachType::Ingress } else { TcAttachType::Egress };
+            let egress = Self::side(direction) == "egress";
+            let side = if egress { TcAttachType::Egress } else { TcAttachType::Ingress };
             let first = TcAttachOptions::TcxOrder(LinkOrder::first());
             let link = program.attach_with_options(&name, side, first).unwrap();
             let link = FdLink::try_from(program.take_link(link).unwrap()).unwrap();
@@ -310,8 +389,8 @@ impl<'a> Interpreter<'a> {
     fn detach(&self, o: &Value) {
         let direction = text(&o["direction"]);
         if o["kind"] == "clsact" {
-            let (name, handle) = (self.name(&o["link"]), self.handle());
-            self.host.netns.cmd(&format!("tc filter del dev {name} {direction} prio 1 handle {handle} bpf"));
+            let (name, handle, side) = (self.name(&o["link"]), self.handle(direction), Self::side(direction));
+            self.host.netns.cmd(&format!("tc filter del dev {name} {side} prio 1 handle {handle} bpf"));
             return;
         }
         // The link goes with its last reference.
@@ -319,12 +398,19 @@ impl<'a> Interpreter<'a> {
         std::fs::remove_file(pin).unwrap();
     }
 
-    /// The handle of this host's filters, which one that is there tells.
-    fn handle(&self) -> String {
+    /// The side of a device that a hook is on.
+    fn side(direction: &str) -> &str {
+        if direction == "underlay" { "ingress" } else { direction }
+    }
+
+    /// The handle of this host's filters, which one that is there tells. On underlay devices it has a bit more.
+    fn handle(&self, direction: &str) -> String {
         let shown = self.host.netns.cmd("tc -j filter show dev vxlan0 ingress");
         let filters: Value = serde_json::from_str(&shown).unwrap();
         let handle = filters.as_array().unwrap().iter().find_map(|f| f["options"]["handle"].as_str());
-        handle.expect("a filter of ours on vxlan0").to_owned()
+        let handle = handle.expect("a filter of ours on vxlan0");
+        let number = u32::from_str_radix(handle.trim_start_matches("0x"), 16).unwrap();
+        format!("{:#x}", number | if direction == "underlay" { 0x4000_0000 } else { 0 })
     }
 
     /// Whether it can make everything from nothing: filters have a handle that only an attachment tells.
