@@ -8,15 +8,6 @@ use insta::{Settings, assert_snapshot};
 use std::os::unix::fs::MetadataExt;
 use world::*;
 
-const TWO: &str = "\
-version: 1
-tunnels:
-  vxlan0: {kind: vxlan, create: true, local: 172.16.1.100}
-mappings:
-  - {tenant: red, interface: eth1, id: 123, remote: 172.16.1.101}
-  - {tenant: blue, interface: eth2, id: 456, remote: 172.16.1.102}
-";
-
 /// Names of the machine and of the moment, out of the way.
 fn filtered(host: &Host, assertions: impl FnOnce()) {
     let mut settings = Settings::clone_current();

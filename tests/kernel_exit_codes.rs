@@ -29,15 +29,6 @@ use Stream::{Json, Nothing, Says, Text};
 /// Arguments, exit code, stdout, stderr.
 type Row = (&'static str, i32, Stream, Stream);
 
-const TOPOLOGY: &str = "\
-version: 1
-tunnels:
-  vxlan0: {kind: vxlan, create: true, local: 172.16.1.100}
-mappings:
-  - {tenant: red, interface: eth1, id: 123, remote: 172.16.1.101}
-  - {tenant: blue, interface: eth2, id: 456, remote: 172.16.1.102}
-";
-
 /// Wrong usage, and what is asked of the command line itself: nothing else matters.
 const ANYWHERE: &[Row] = &[
     ("", 64, Nothing, Says("Usage")),
@@ -216,7 +207,7 @@ fn host(underlay: &Underlay, n: u32) -> Host {
     for name in ["eth1", "eth2"] {
         host.netns.cmd(&format!("ip link add {name} type veth peer name {name}p"));
     }
-    host.write("a.yaml", TOPOLOGY);
+    host.write("a.yaml", TWO);
     host
 }
 
@@ -235,11 +226,11 @@ fn exit_codes_and_streams_are_those_of_the_table() {
         run(DAEMON);
         assert_eq!(daemon.stop(), Some(0), "a daemon that is asked to end has done its work");
     }
-    host.write("a.yaml", &TOPOLOGY[..TOPOLOGY.find("mappings:").unwrap()]);
+    host.write("a.yaml", &TWO[..TWO.find("mappings:").unwrap()]);
     run(REMOVED);
-    host.write("a.yaml", &TOPOLOGY.replace("id: 456", "id: 16777216"));
+    host.write("a.yaml", &TWO.replace("id: 456", "id: 16777216"));
     run(INVALID);
-    host.write("a.yaml", TOPOLOGY);
+    host.write("a.yaml", TWO);
     {
         let lock = rustix::fs::open(&host.pins, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();

@@ -24,6 +24,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use stream::Stream;
 use world::harness::{Netns, run};
+use world::pair::TOPOLOGY;
 use world::*;
 
 /// Tests that count every packet don't share the two CPUs' queues with each other.
@@ -31,26 +32,6 @@ fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
-
-/// Two hosts: an endpoint wire, a wire between two ports, and a bridged tenant.
-const PAIR: &str = r"
-version: 1
-nodes: {host0: 172.16.1.100, host1: 172.16.1.101}
-tunnels:
-  vxlan0: {kind: vxlan, create: true}
-tenants:
-  red: {id: 10000, bridge: br-red}
-  wire:
-    id: 7
-    members:
-      host0: {interface: wire0, attach: endpoint}
-      host1: {interface: wire0, attach: endpoint}
-  port:
-    id: 8
-    members:
-      host0: {interface: port0}
-      host1: {interface: port0}
-";
 
 struct Pair {
     daemons: Vec<Option<Daemon>>,
@@ -76,6 +57,12 @@ fn make_port(host: &Host, name: &str, address: &str) {
 impl Pair {
     fn new(text: &str) -> Self {
         Self::with_env(text, &[])
+    }
+
+    /// Ends a daemon, by SIGKILL or in an orderly way.
+    fn end(&mut self, n: usize, killed: bool) {
+        let daemon = self.daemons[n].take().unwrap();
+        if killed { daemon.kill() } else { assert_eq!(daemon.stop(), Some(0)) }
     }
 
     /// With these environment variables for everything that is run on the hosts.
@@ -197,7 +184,7 @@ enum Again {
 
 #[test]
 fn an_endpoint_that_is_recreated_gets_program_and_entries_back() {
-    let pair = Pair::new(PAIR);
+    let pair = Pair::new(TOPOLOGY);
     let host = &pair.hosts[0];
     pair.assert_all_reach();
     assert_eq!(state_of(host, "wire/wire0"), "active");
@@ -235,7 +222,7 @@ fn an_endpoint_that_is_recreated_gets_program_and_entries_back() {
 
 #[test]
 fn a_port_that_is_recreated_gets_program_and_entries_back() {
-    let pair = Pair::new(PAIR);
+    let pair = Pair::new(TOPOLOGY);
     let host = &pair.hosts[0];
     pair.assert_all_reach();
     for _ in 0..2 {
@@ -271,7 +258,7 @@ fn a_port_that_is_recreated_gets_program_and_entries_back() {
 
 #[test]
 fn a_tunnel_device_that_is_deleted_is_made_again_and_no_key_is_touched() {
-    let pair = Pair::new(PAIR);
+    let pair = Pair::new(TOPOLOGY);
     pair.assert_all_reach();
     let host = &pair.hosts[0];
     for _ in 0..2 {
@@ -314,8 +301,8 @@ fn a_tunnel_device_that_is_deleted_is_made_again_and_no_key_is_touched() {
 
 #[test]
 fn without_create_a_deleted_tunnel_device_is_waited_for() {
-    let text = PAIR.replace(", create: true", "");
-    assert_ne!(text, PAIR);
+    let text = TOPOLOGY.replace(", create: true", "");
+    assert_ne!(text, TOPOLOGY);
     let underlay = Underlay::new();
     let directory = tempfile::tempdir().unwrap();
     write_atomically(&directory.path().join("mesh.yaml"), &text);
@@ -665,7 +652,7 @@ impl Drop for Foreign {
 fn down_removes_what_is_ours_and_nothing_else() {
     for with_daemon in [true, false] {
         let more = "  empty: {id: 10001, bridge: br-empty}\n  fore: {id: 10002, bridge: br-fore}\n";
-        let mut pair = Pair::new(&format!("{PAIR}{more}"));
+        let mut pair = Pair::new(&format!("{TOPOLOGY}{more}"));
         pair.assert_all_reach();
         let host = &pair.hosts[0];
         let netns = &host.netns;
@@ -733,7 +720,7 @@ fn down_removes_what_is_ours_and_nothing_else() {
 #[test]
 fn maps_grow_under_traffic_without_a_lost_packet() {
     let _alone = alone();
-    let pair = Pair::new(PAIR);
+    let pair = Pair::new(TOPOLOGY);
     pair.assert_all_reach();
     let host = &pair.hosts[0];
     let before = max_entries(host, "tunkey2if");

@@ -19,7 +19,7 @@ pub fn run() {
 }
 
 fn restarts(hook: &str) -> u64 {
-    let mut pair = Pair::with_env(PAIR, &[("TUNNEL_MESH_HOOK", hook)]);
+    let mut pair = Pair::with_env(TOPOLOGY, &[("TUNNEL_MESH_HOOK", hook)]);
     pair.assert_all_reach();
     let other = release::other(pair.directory.path().parent().unwrap());
     let count = scaled(PACKETS / 3 + 1);
@@ -33,7 +33,7 @@ fn restarts(hook: &str) -> u64 {
     for round in 0..6 {
         let n = round % 2;
         flow();
-        pair.daemons[n].take().unwrap().kill();
+        pair.end(n, true);
         flow();
         if round % 3 == 2 {
             // Someone makes a pass by hand before the daemon is back.
@@ -44,7 +44,7 @@ fn restarts(hook: &str) -> u64 {
         flow();
     }
     for n in 0..2 {
-        assert_eq!(pair.daemons[n].take().unwrap().stop(), Some(0));
+        pair.end(n, false);
         flow();
         for _ in 0..2 {
             let out = pair.hosts[n].expect(0, &["apply", "--format", "json"]);
@@ -61,12 +61,7 @@ fn restarts(hook: &str) -> u64 {
         let n = round % 2;
         let before = attached(&pair.hosts[n]);
         flow();
-        let daemon = pair.daemons[n].take().unwrap();
-        if round < 2 {
-            daemon.kill()
-        } else {
-            assert_eq!(daemon.stop(), Some(0))
-        }
+        pair.end(n, round < 2);
         pair.hosts[n].binary = if round < 2 { other.clone() } else { binary().into() };
         pair.restart(n);
         flow();
@@ -77,12 +72,7 @@ fn restarts(hook: &str) -> u64 {
     carried_over(&mut pair, &flow);
     // A release whose maps have a layout that nobody knows: what is pinned is made anew beside what runs.
     for n in 0..2 {
-        let daemon = pair.daemons[n].take().unwrap();
-        if n == 0 {
-            daemon.kill()
-        } else {
-            assert_eq!(daemon.stop(), Some(0))
-        }
+        pair.end(n, n == 0);
         let host = &pair.hosts[n];
         let entries = mapped(host);
         let pin = host.pin("if2tunkey");
@@ -121,7 +111,7 @@ fn restarts(hook: &str) -> u64 {
 fn carried_over(pair: &mut Pair, flow: &dyn Fn()) {
     // Version 1 had no fast lane.
     let file = pair.directory.path().join("mesh.yaml");
-    write_atomically(&file, &PAIR.replace("create: true", "create: true, fast: off"));
+    write_atomically(&file, &TOPOLOGY.replace("create: true", "create: true, fast: off"));
     for n in 0..2 {
         let host = &pair.hosts[n];
         eventually("the fast lane is off", || {
@@ -129,12 +119,7 @@ fn carried_over(pair: &mut Pair, flow: &dyn Fn()) {
         });
         host.expect(0, &["apply"]);
         flow();
-        let daemon = pair.daemons[n].take().unwrap();
-        if n == 0 {
-            daemon.kill()
-        } else {
-            assert_eq!(daemon.stop(), Some(0))
-        }
+        pair.end(n, n == 0);
         let host = &pair.hosts[n];
         let traffic = |host: &Host| {
             let status = host.status();
@@ -162,7 +147,7 @@ fn carried_over(pair: &mut Pair, flow: &dyn Fn()) {
         }
         host.expect(0, &["plan", "--detailed-exitcode"]);
     }
-    write_atomically(&file, PAIR);
+    write_atomically(&file, TOPOLOGY);
     for host in &pair.hosts {
         host.wait_in_force();
     }

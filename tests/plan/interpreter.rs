@@ -251,14 +251,7 @@ impl<'a> Interpreter<'a> {
         for directory in ["", "programs", "links"] {
             std::fs::create_dir_all(self.host.pin(directory)).unwrap();
         }
-        let mut loader = EbpfLoader::new();
-        for name in MAPS {
-            loader.map_pin_path(name, self.host.pin(name));
-        }
-        for name in SIZED {
-            loader.map_max_entries(name, capacity);
-        }
-        loader.load(OBJECT).unwrap();
+        self.pin_maps(capacity);
         let size = |id: u32| [&0u64.to_ne_bytes()[..], &0u32.to_ne_bytes(), &id.to_ne_bytes()].concat();
         // The layout's version, and whose namespace it is: the last entry of `meta`.
         let snapshot: Value = serde_json::from_str(&self.host.expect(0, &["snapshot"])).unwrap();
@@ -269,6 +262,18 @@ impl<'a> Interpreter<'a> {
         let last = meta.info().unwrap().max_entries() - 1;
         let value = [&cookie.to_ne_bytes()[..], &0u32.to_ne_bytes(), &abi.to_ne_bytes()].concat();
         write_map(self.host, "meta", "update", &last.to_ne_bytes(), Some(&value));
+    }
+
+    /// Makes the maps that aren't there.
+    fn pin_maps(&self, capacity: u32) {
+        let mut loader = EbpfLoader::new();
+        for name in MAPS {
+            loader.map_pin_path(name, self.host.pin(name));
+        }
+        for name in SIZED {
+            loader.map_max_entries(name, capacity);
+        }
+        loader.load(OBJECT).unwrap();
     }
 
     /// Larger maps with the same content; every program runs on them before the old ones go.
@@ -283,14 +288,7 @@ impl<'a> Interpreter<'a> {
         for name in SIZED {
             std::fs::remove_file(self.host.pin(name)).unwrap();
         }
-        let mut loader = EbpfLoader::new();
-        for name in MAPS {
-            loader.map_pin_path(name, self.host.pin(name));
-        }
-        for name in SIZED {
-            loader.map_max_entries(name, capacity);
-        }
-        loader.load(OBJECT).unwrap();
+        self.pin_maps(capacity);
         for (name, entries) in content {
             assert_eq!(self.value_size(name), sizes[name]);
             for (key, value) in entries {

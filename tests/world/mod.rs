@@ -24,6 +24,16 @@ pub fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_tunnel-mesh")
 }
 
+/// One host with two mappings, whose tunnel tunnel-mesh makes.
+pub const TWO: &str = "\
+version: 1
+tunnels:
+  vxlan0: {kind: vxlan, create: true, local: 172.16.1.100}
+mappings:
+  - {tenant: red, interface: eth1, id: 123, remote: 172.16.1.101}
+  - {tenant: blue, interface: eth2, id: 456, remote: 172.16.1.102}
+";
+
 /// Whether this run is on clsact (older kernels, or asked for).
 pub fn clsact() -> bool {
     std::env::var("TUNNEL_MESH_HOOK").is_ok_and(|v| v == "clsact")

@@ -4,7 +4,8 @@ use super::harness::Netns;
 use super::{Daemon, Host, Underlay, assert_pings, write_atomically};
 use std::path::Path;
 
-const TOPOLOGY: &str = r"
+/// What both apply.
+pub const TOPOLOGY: &str = r"
 version: 1
 nodes: {host0: 172.16.1.100, host1: 172.16.1.101}
 tunnels:
