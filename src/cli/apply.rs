@@ -17,7 +17,6 @@ use crate::reconcile::{Reconciler, Report};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -166,8 +165,8 @@ impl ApplyArgs {
                 print_json(&Output { format_version: crate::plan::FORMAT_VERSION, revision, held, report })?;
             }
             Format::Text => {
-                let paint = Paint(global.colored(std::io::stdout().is_terminal()));
-                print(&told(report, desired, held, paint))?;
+                let page = global.page();
+                print(&page.fold(&told(report, desired, held, page.paint)))?;
             }
         }
         for (change, error) in &report.failures {

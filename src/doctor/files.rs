@@ -50,7 +50,9 @@ pub(super) fn check_daemon(facts: &Facts, out: &mut Findings) {
             out.warning("no-daemon", None, what, "systemctl start tunnel-mesh, or `tunnel-mesh run`");
             let waiting = facts.live.as_ref().map_or(0, |live| live.plan.operations.len());
             if waiting > 0 {
-                let what = format!("the live state isn't what the topology says: {waiting} operations are needed");
+                let needed =
+                    if waiting == 1 { "1 operation is".to_owned() } else { format!("{waiting} operations are") };
+                let what = format!("the live state isn't what the topology says: {needed} needed");
                 out.warning("not-in-force", None, what, "see `tunnel-mesh plan`; run `tunnel-mesh apply`");
             }
         }
