@@ -94,6 +94,7 @@ impl ApplyArgs {
     /// Opens the kernel as the only writer.
     async fn open(&self, global: &Global, meter: &Meter) -> Result<(Lock, LiveKernel)> {
         let paths = global.paths();
+        paths.check_pins()?;
         let lock = Lock::take(&paths.pins)?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         kernel.expedite(self.attaching.expedite(&paths));

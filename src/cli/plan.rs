@@ -114,6 +114,7 @@ impl Planned {
         let mut loader = global.loader();
         global.accept(loader.load())?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        paths.check_pins()?;
         let before = baseline(&mut kernel, &paths.state).await?;
         before.iter().for_each(|a| loader.remember(&a.desired));
         let new = global.accept(loader.load())?;

@@ -97,5 +97,6 @@ pub(super) async fn read(global: &Global, memory: &mut Memory) -> Result<Status>
     }
     let intent = Accepted::load(&paths.state)?;
     let kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+    paths.check_pins()?;
     read_status(&mut Reconciler::new(kernel), intent.as_ref(), memory).await
 }
