@@ -31,7 +31,6 @@ needs() {
             echo 'udhcpc udhcpc'
             echo 'ethtool ethtool'
             echo 'iperf3 iperf3'
-            echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
             echo 'promtool prometheus'
