@@ -38,6 +38,8 @@ needs() {
             echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
+            echo 'dot graphviz'
+            echo 'python3 python3'
             ;;
         bench)
             echo 'ip iproute2'
