@@ -39,6 +39,8 @@ needs() {
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
             echo 'dot graphviz'
+            echo 'zsh zsh'
+            echo 'fish fish'
             echo 'python3 python3'
             ;;
         bench)
