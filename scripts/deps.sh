@@ -31,7 +31,6 @@ needs() {
             echo 'udhcpc udhcpc'
             echo 'ethtool ethtool'
             echo 'iperf3 iperf3'
-            echo 'ethtool ethtool'
             echo 'strace strace'
             echo 'git git'
             echo 'promtool prometheus'
@@ -39,6 +38,10 @@ needs() {
             echo 'ansible-playbook ansible-core'
             echo 'nft nftables'
             echo 'iptables-legacy iptables'
+            echo 'dot graphviz'
+            echo 'zsh zsh'
+            echo 'fish fish'
+            echo 'python3 python3'
             ;;
         bench)
             echo 'ip iproute2'

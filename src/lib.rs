@@ -30,6 +30,7 @@ pub mod files;
 pub mod graph;
 pub mod metrics;
 pub mod model;
+mod named;
 pub mod netlink;
 pub mod plan;
 mod private;

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod safety;
 mod world;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use world::*;
@@ -73,6 +75,34 @@ fn well_formed(svg: &str) {
         }
     }
     assert!(open.is_empty(), "{open:?}");
+    parsed(svg);
+}
+
+/// What a program makes of a text; it must succeed, and say nothing beside.
+fn through(program: &str, arguments: &[&str], text: &str) -> String {
+    let mut command = Command::new(program);
+    let pipes = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let mut input = child.stdin.take().unwrap();
+    // It reads everything before it writes.
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && err.is_empty(), "{program}: {err}\n{text}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// By an XML parser, which gives back all text.
+fn parsed(svg: &str) -> String {
+    let read = "import sys, xml.etree.ElementTree as e; sys.stdout.reconfigure(encoding='utf-8'); \
+                print('\\n'.join(e.fromstring(sys.stdin.buffer.read()).itertext()))";
+    through("python3", &["-c", read], svg)
+}
+
+/// By Graphviz, as a picture.
+fn drawn(dot: &str) -> String {
+    parsed(&through("dot", &["-Tsvg"], dot))
 }
 
 #[test]
@@ -123,6 +153,44 @@ fn names_cannot_break_out_of_a_picture() {
 }
 
 #[test]
+fn graphviz_draws_the_published_examples() {
+    let examples = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/topologies")).unwrap();
+    let mut count = 0;
+    for example in examples.map(|e| e.unwrap().path()) {
+        let dot = offline(&example, &["--format", "dot"]);
+        let text = drawn(&dot);
+        let nodes = dot.lines().filter(|l| l.starts_with("  h")).filter_map(|l| l.split("label=\"").nth(1));
+        let names: Vec<&str> = nodes.filter_map(|label| label.split(['\\', '"']).next()).collect();
+        assert!(names.len() > 1, "{}: {dot}", example.display());
+        for name in names {
+            assert!(text.lines().any(|line| line == name), "{}: {name}: {text}", example.display());
+        }
+        well_formed(&offline(&example, &["--format", "svg"]));
+        count += 1;
+    }
+    assert!(count >= 5, "{count} examples");
+}
+
+#[test]
+fn graphviz_and_xml_give_nasty_names_back_as_they_are() {
+    let hosts = ["a\"<b>&", "b]];--", "back\\slash\\n", "ünï→コード", "{x|y}", "<b>", "graph", "h0", "%"];
+    let nodes = hosts.iter().enumerate().map(|(n, name)| format!("  '{name}': 10.0.0.{}\n", n + 1));
+    let text = format!(
+        "version: 1\nnodes:\n{}tunnels: {{v0: {{kind: vxlan}}}}\ntenants:\n  'red\"\\G<&>→': {{id: 1, bridge: br, members: [{}]}}\n  \
+         'hub\"\\G<&>→': {{id: 2, bridge: br2}}\n",
+        nodes.collect::<String>(),
+        hosts[..2].iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
+    );
+    let (_directory, file) = written(&text);
+    let (graphviz, own) = (drawn(&offline(&file, &["--format", "dot"])), parsed(&offline(&file, &["--format", "svg"])));
+    for name in hosts.iter().chain(&["red\"\\G<&>→", "hub\"\\G<&>→"]) {
+        for text in [&graphviz, &own] {
+            assert!(text.lines().any(|line| line == *name), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_in_force_on_this_host_is_marked() {
     let underlay = Underlay::new();
     let host = underlay.host(0);
@@ -146,4 +214,76 @@ fn what_is_not_in_force_on_this_host_is_marked() {
     host.netns.cmd("ip link add vxlan0 type vxlan id 5 dstport 4789 local 172.16.1.100");
     let svg = host.expect(0, &["graph", "--format", "svg"]);
     assert_eq!(svg.matches(", broken: tunnel vxlan0").count(), 2 * 3, "a tooltip and a line for each: {svg}");
+}
+
+/// One wire to host1 for each of these, beside red.
+fn wires(names: &[String]) -> String {
+    let wire = |(id, name): (usize, &String)| {
+        format!(
+            "  {name}: {{id: {id}, members: {{host0: {{interface: veth-{name}}}, host1: {{interface: veth-{name}}}}}}}\n"
+        )
+    };
+    let wires: String = names.iter().enumerate().map(wire).collect();
+    format!("{}  red: {{id: 10000, bridge: br-red}}\n{wires}", &TWO[..TWO.find("  red:").unwrap()])
+}
+
+#[test]
+fn each_state_has_its_mark_in_each_form() {
+    let underlay = Underlay::new();
+    let host = underlay.host(0);
+    let names: Vec<String> =
+        ["a", "b", "c"].map(str::to_owned).into_iter().chain((0..10).map(|n| format!("d{n}"))).collect();
+    for name in &names {
+        host.netns.cmd(&format!("ip link add veth-{name} type veth peer name veth-{name}p"));
+    }
+    host.write("mesh.yaml", &wires(&names));
+    host.apply();
+    // b waits for its interface; c has lost its entry; the others, and the ports of red, are gone from the files, which is too much
+    // at once.
+    host.netns.cmd("ip link del veth-b");
+    let index = host.ifindex("veth-c").to_ne_bytes();
+    safety::map_write(&host, "if2tunkey", "delete", &index, None);
+    let less = wires(&names[..3]);
+    host.write("mesh.yaml", &less.replace("  red: {id: 10000, bridge: br-red}\n", ""));
+    let held = host.run(&["apply", "--format", "json"]);
+    assert_eq!(held.status.code(), Some(3), "{}", String::from_utf8_lossy(&held.stderr));
+    safety::map_write(&host, "if2tunkey", "delete", &index, None);
+
+    let mermaid = host.expect(0, &["graph"]);
+    for label in ["a veth-a – veth-a", "b veth-b – veth-b, pending", "c veth-c – veth-c, broken", "d7 veth-d7, held"]
+    {
+        let line = if label.contains(", ") { "-.-" } else { "---" };
+        assert!(mermaid.contains(&format!("h0 {line}|\"{label}\"| h1")), "{label}: {mermaid}");
+    }
+    assert_eq!(mermaid.matches("|\"red, held\"|").count(), 2, "{mermaid}");
+    let dot = host.expect(0, &["graph", "--format", "dot"]);
+    for (label, style) in [
+        ("a veth-a – veth-a", ""),
+        ("b veth-b – veth-b, pending", ", style=dashed"),
+        ("c veth-c – veth-c, broken", ", style=dashed, penwidth=4"),
+        ("d7 veth-d7, held", ", style=dotted"),
+        ("red, held", ", style=dotted"),
+    ] {
+        assert!(dot.contains(&format!("label=\"{label}\"{style}];")), "{label}: {dot}");
+        assert!(drawn(&dot).contains(label), "{label}: {dot}");
+    }
+    let svg = host.expect(0, &["graph", "--format", "svg"]);
+    well_formed(&svg);
+    let text = parsed(&svg);
+    for told in [
+        "b: host0 – host1 (veth-b, veth-b), pending: ",
+        "c: host0 – host1 (veth-c, veth-c), broken: ",
+        "d7: host0 – host1 (veth-d7), held: removed by the files; ",
+        "red: host0 – host2, held: ",
+    ] {
+        // On its track, and below in words.
+        assert_eq!(text.lines().filter(|l| l.starts_with(told)).count(), 2, "{told}: {text}");
+    }
+    let signs: Vec<usize> = ["…", "×", "="].iter().map(|s| text.lines().filter(|l| l == s).count()).collect();
+    assert_eq!(signs, [2, 2, 2 * 12], "on the track and in front of the words: {text}");
+    for dashes in ["7 5", "12 3 2 3", "2 4"] {
+        assert!(svg.contains(&format!("stroke-dasharray=\"{dashes}\"")), "{dashes}: {svg}");
+    }
+    // What is held is no part of what the files declare.
+    assert!(!host.expect(0, &["graph", "--declared"]).contains("veth-d7"));
 }

@@ -175,11 +175,42 @@ fn a_pin_directory_that_is_not_on_bpffs_is_refused_with_the_remedy() {
     let underlay = Underlay::new();
     let host = host(&underlay);
     host.write("a.yaml", TWO);
-    let elsewhere = host.files.path().join("pins");
-    let output = host.run(&["--pin-dir", elsewhere.to_str().unwrap(), "apply"]);
+    // There or not: what would be made there counts.
+    let there = host.files.path().to_owned();
+    let missing = there.join("pins").join("deeper");
+    for (directory, named) in [(&there, &there), (&missing, &there)] {
+        for command in ["plan", "apply", "status", "snapshot"] {
+            let output = host.run(&["--pin-dir", directory.to_str().unwrap(), command]);
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{command}: {error}");
+            assert!(error.starts_with(&format!("error: {} isn't on a BPF file system", named.display())), "{error}");
+            assert!(error.contains("mount -t bpf") && output.stdout.is_empty(), "{command}: {error}");
+        }
+        assert!(!missing.parent().unwrap().exists());
+    }
+    // Nothing is live where nothing was made yet, which is no error.
+    let yet_to_be_made = host.pins.join("deeper");
+    let plan = host.expect(0, &["--pin-dir", yet_to_be_made.to_str().unwrap(), "plan"]);
+    assert!(plan.contains("create maps for") && !host.pins.exists(), "{plan}");
+}
+
+#[test]
+fn pins_that_are_hidden_are_no_reason_to_plan_everything_anew() {
+    let underlay = Underlay::new();
+    let host = host(&underlay);
+    host.write("a.yaml", TWO);
+    host.apply();
+    // As in `ip netns exec`, which mounts a sysfs of its own.
+    let command = host.command(&["plan"]);
+    let mut words = vec!["ip".to_owned(), "netns".to_owned(), "exec".to_owned(), host.netns.name.clone()];
+    words.extend(command.get_args().skip(1).map(|a| a.to_string_lossy().into_owned()));
+    let mut hidden = std::process::Command::new(&words[0]);
+    hidden.args(&words[1..]).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = hidden.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("mount -t bpf"), "{error}");
+    assert!(output.status.code() == Some(1) && output.stdout.is_empty(), "{error}");
+    assert!(error.contains("isn't on a BPF file system") && error.contains("nsenter --net="), "{error}");
+    assert!(host.expect(0, &["plan"]).ends_with("No changes.\n"));
 }
 
 #[test]

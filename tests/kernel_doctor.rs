@@ -2,14 +2,28 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod doctor;
 #[path = "drift/foreign.rs"]
 mod foreign;
+#[path = "doctor/lanes.rs"]
+mod lanes;
 mod safety;
 mod world;
 
+use doctor::*;
 use foreign::{Foreign, Place};
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::sync::Arc;
+use tunnel_mesh::doctor::{Code, Facts, KernelFacts, Live};
+use tunnel_mesh::model::{LaneReason, Link, Snapshot, TunnelKind};
+use tunnel_mesh::plan::Plan;
+use tunnel_mesh::reconcile::chains::Chains;
+use tunnel_mesh::topology::{NodeChoice, SourceFile, merge, parse};
 use world::*;
+
+const NOBODY: u32 = 65_534;
 
 const ONE: &str = "\
 version: 1
@@ -30,39 +44,64 @@ fn host(underlay: &Underlay) -> Host {
     host
 }
 
-/// The report; its exit code must fit it.
-fn doctor(host: &Host) -> Value {
-    let output = host.run(&["doctor", "--format", "json"]);
-    let report: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)));
-    let expected = i32::from(report["errors"].as_u64().unwrap() > 0);
-    assert_eq!(output.status.code(), Some(expected), "{report:#}");
-    report
+/// What each test makes, and proves by a report that has it.
+mod proven {
+    pub const NO_DAEMON: &[&str] = &["no-daemon"];
+    pub const MTU: &[&str] = &["mtu-too-large"];
+    pub const KERNEL: &[&str] = &["kernel-too-old", "no-tcx", "no-tunnel-kind"];
+    pub const SETTINGS: &[&str] = &["jit-off", "bridge-netfilter"];
+    pub const PRIVILEGES: &[&str] = &["capability-missing", "unreadable", "no-foreign-names", "no-rcu-expedited"];
+    pub const PINS: &[&str] = &[
+        "no-bpffs",
+        "pins-open",
+        "foreign-pin",
+        "stale-pin",
+        "half-grown",
+        "record-unreadable",
+        "no-record",
+        "other-namespace",
+        "outdated-maps",
+        "pending",
+    ];
+    pub const TOPOLOGY: &[&str] = &["no-local-address", "topology-rejected", "unusable-device", "not-in-force"];
+    pub const DAEMON: &[&str] = &["port-taken", "pass-failed", "daemon-silent"];
+    pub const WATCH: &[&str] = &["watch-failed"];
+    pub const PROGRAMS: &[&str] =
+        &["foreign-program-first", "foreign-program", "tc-index-written", "tc-index-reset", "tc-index-untold"];
+    pub const LANES: &[&str] = &[
+        "no-source-address",
+        "checksum",
+        "forwarding",
+        "learned-route",
+        "routing-domain",
+        "underlay-device",
+        "routing-rule",
+        "ipsec",
+        "netfilter",
+        "tc-program",
+        "too-many-tunnels",
+        "unread",
+    ];
+    pub const ALL: &[&[&str]] =
+        &[NO_DAEMON, MTU, KERNEL, SETTINGS, PRIVILEGES, PINS, TOPOLOGY, DAEMON, WATCH, PROGRAMS, LANES];
 }
 
-fn codes(report: &Value) -> Vec<String> {
-    let findings = report["findings"].as_array().unwrap();
-    findings.iter().map(|f| f["code"].as_str().unwrap().to_owned()).collect()
-}
-
-/// The finding with that code, with its severity; it must have a remedy.
-fn finding(host: &Host, code: &str, severity: &str) -> Value {
-    let report = doctor(host);
-    let found = report["findings"].as_array().unwrap().iter().find(|f| f["code"] == code).cloned();
-    let found = found.unwrap_or_else(|| panic!("no finding {code} in {report:#}"));
-    assert_eq!(found["severity"], severity, "{found:#}");
-    assert!(!found["remedy"].as_str().unwrap().is_empty(), "{found:#}");
-    found
-}
-
-/// Nothing of that code.
-fn without(host: &Host, code: &str) {
-    let report = doctor(host);
-    assert!(!codes(&report).contains(&code.to_owned()), "{report:#}");
+#[test]
+fn every_finding_is_proven() {
+    let proven: BTreeSet<&str> = proven::ALL.iter().copied().flatten().copied().collect();
+    let reasons = LaneReason::ALL.iter().filter(|r| r.is_finding()).map(|r| r.name());
+    let all: BTreeSet<&str> = Code::ALL.iter().map(|c| c.name()).chain(reasons).collect();
+    assert_eq!(all.len(), Code::ALL.len() + LaneReason::ALL.iter().filter(|r| r.is_finding()).count(), "a name twice");
+    assert_eq!(proven, all);
+    // Whoever lists what a test makes holds that test to it.
+    let source = include_str!("kernel_doctor.rs");
+    let tests = source.lines().filter(|l| l.trim_start().starts_with("let _proof = Proof::of(proven::")).count();
+    assert_eq!(tests, proven::ALL.len());
 }
 
 #[test]
 fn a_good_host_has_no_findings_worth_a_warning() {
+    let _proof = Proof::of(proven::NO_DAEMON);
     let underlay = Underlay::new();
     let host = host(&underlay);
     let report = doctor(&host);
@@ -77,6 +116,7 @@ fn a_good_host_has_no_findings_worth_a_warning() {
 
 #[test]
 fn an_mtu_that_does_not_fit_is_told_with_the_one_that_does() {
+    let _proof = Proof::of(proven::MTU);
     let underlay = Underlay::new();
     let host = host(&underlay);
     without(&host, "mtu-too-large");
@@ -86,55 +126,97 @@ fn an_mtu_that_does_not_fit_is_told_with_the_one_that_does() {
     assert!(found["remedy"].as_str().unwrap().contains("mtu 1450"), "{found:#}");
 }
 
-/// As [`doctor`], as another user with other means.
-fn doctor_by(host: &Host, prefix: &[&str]) -> Value {
-    let command = host.command(&["doctor", "--format", "json"]);
-    let mut words: Vec<String> = prefix.iter().map(|w| (*w).to_owned()).collect();
-    words.extend(command.get_args().skip(1).map(|a| a.to_string_lossy().into_owned()));
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut wrapped = host.netns.spawnable(&words);
-    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let output = wrapped.output().unwrap();
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
-}
-
 #[test]
 fn what_the_kernel_lacks_is_told_and_what_it_has_is_not() {
+    let _proof = Proof::of(proven::KERNEL);
     let underlay = Underlay::new();
     let host = host(&underlay);
     let tcx = std::fs::read_to_string("/proc/kallsyms").unwrap().contains(" tcx_prog_attach\n");
-    assert_eq!(codes(&doctor(&host)).contains(&"no-tcx".to_owned()), !tcx);
-    let geneve = host.netns.try_cmd("ip link add probe0 type geneve external").status.success();
-    host.netns.try_cmd("ip link del probe0");
-    host.write("a.yaml", &ONE.replace("kind: vxlan", "kind: geneve"));
-    if geneve {
-        without(&host, "no-tunnel-kind");
-    } else {
-        let found = finding(&host, "no-tunnel-kind", "error");
-        assert!(found["remedy"].as_str().unwrap().contains("modprobe geneve"), "{found:#}");
+    let here = doctor(&host);
+    assert_eq!(codes(&here).contains(&"no-tcx".to_owned()), !tcx);
+    // The first thing that is asked of bpf(2) is whether there is TCX: a kernel without it answers so.
+    let answer = "inject=bpf:error=EINVAL:when=1";
+    let without_tcx = doctor_by(&host, &["strace", "-qq", "-o", "/dev/null", "-e", "trace=bpf", "-e", answer]);
+    finding_in(&without_tcx, "no-tcx", "note");
+
+    assert!(!codes(&here).contains(&"kernel-too-old".to_owned()), "{here:#}");
+    // The kernel says to such a process that it is Linux 2.6.
+    let old = doctor_by(&host, &["setarch", "--uname-2.6"]);
+    let found = finding_in(&old, "kernel-too-old", "error");
+    assert!(found["what"].as_str().unwrap().starts_with("Linux 2.6."), "{found:#}");
+
+    for (kind, device, module) in [("geneve", "geneve", "geneve"), ("gretap", "gretap", "ip_gre")] {
+        let known = host.netns.try_cmd(&format!("ip link add probe0 type {device} external")).status.success();
+        host.netns.try_cmd("ip link del probe0");
+        host.write("a.yaml", &ONE.replace("kind: vxlan", &format!("kind: {kind}")));
+        if known {
+            without(&host, "no-tunnel-kind");
+        } else {
+            let found = finding(&host, "no-tunnel-kind", "error");
+            assert!(found["remedy"].as_str().unwrap().contains(&format!("modprobe {module}")), "{found:#}");
+        }
     }
+    // And on a kernel that has all of them, as one without would say it.
+    let kinds = [((TunnelKind::Gretap, true), false)].into();
+    let facts = Facts { kernel: KernelFacts { kinds, ..KernelFacts::default() }, ..Facts::default() };
+    let found = finding_in(&report(&facts), "no-tunnel-kind", "error");
+    assert!(found["remedy"].as_str().unwrap().contains("modprobe ip6_gre"), "{found:#}");
 }
 
 #[test]
 fn settings_that_cost_throughput_are_told() {
+    let _proof = Proof::of(proven::SETTINGS);
     let underlay = Underlay::new();
     let host = host(&underlay);
+    // The compiler's switch is the machine's own and is shown in the first namespace only, where nobody but this command
+    // sees another file in its place.
+    let switch = "/proc/sys/net/core/bpf_jit_enable";
+    let told = |value: &str| {
+        let file = host.files.path().join("switch");
+        std::fs::write(&file, value).unwrap();
+        let bind = format!("mount --bind {} {switch} && exec \"$@\"", file.display());
+        let command = host.command(&["doctor", "--format", "json"]);
+        let mut outside = std::process::Command::new("unshare");
+        outside.args(["-m", "sh", "-c", &bind, "sh"]).args(command.get_args().skip(1));
+        outside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        report_of(outside)
+    };
+    assert!(std::path::Path::new(switch).exists());
+    assert!(!codes(&told("1\n")).contains(&"jit-off".to_owned()));
+    let found = finding_in(&told("0\n"), "jit-off", "warning");
+    assert!(found["remedy"].as_str().unwrap().contains("net.core.bpf_jit_enable=1"), "{found:#}");
+
     let mesh = "version: 1\nnodes: {host0: 172.16.1.100, host1: 172.16.1.101}\ntunnels: {v: {kind: vxlan, create: true}}\n\
                 tenants: {red: {id: 1, bridge: br-red}}\n";
+    let settings = ["iptables", "ip6tables", "arptables"].map(|name| format!("bridge-nf-call-{name}"));
+    let set = |name: &str, value: &str| safety::knob(&host.netns, &format!("bridge/{name}"), value);
+    // The namespace has them where the kernel has them at all; where it doesn't, one file stands for the module.
+    let real = host.netns.enter(|| std::path::Path::new("/proc/sys/net/bridge").exists());
+    let with = |on: &[&String]| {
+        if real {
+            settings.iter().for_each(|name| set(name, if on.contains(&name) { "1" } else { "0" }));
+            return doctor(&host);
+        }
+        let files = on.iter().map(|name| format!("echo 1 >/proc/sys/net/bridge/{name} && ")).collect::<String>();
+        let script = format!("mount -t tmpfs none /proc/sys/net && mkdir /proc/sys/net/bridge && {files} exec \"$@\"");
+        doctor_by(&host, &["unshare", "-m", "sh", "-c", &script, "sh"])
+    };
+    let all: Vec<&String> = settings.iter().collect();
+    assert!(!codes(&with(&all)).contains(&"bridge-netfilter".to_owned()), "no bridge is asked for");
     host.write("a.yaml", mesh);
-    without(&host, "jit-off");
-    // In a mount namespace of its own, the machine's settings look otherwise.
-    let script = "mount -t tmpfs none /proc/sys/net && mkdir /proc/sys/net/core /proc/sys/net/bridge && \
-                  echo 0 >/proc/sys/net/core/bpf_jit_enable && echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables && \
-                  exec \"$@\"";
-    let report = doctor_by(&host, &["unshare", "-m", "sh", "-c", script, "sh"]);
-    let found = codes(&report);
-    assert!(found.contains(&"jit-off".to_owned()) && found.contains(&"bridge-netfilter".to_owned()), "{report:#}");
+    assert!(!codes(&with(&[])).contains(&"bridge-netfilter".to_owned()));
+    for on in [&all[..], &all[..1], &all[1..2], &all[2..]] {
+        let found = finding_in(&with(on), "bridge-netfilter", "warning");
+        for name in &settings {
+            let told = found["remedy"].as_str().unwrap().contains(&format!("net.bridge.{name}=0"));
+            assert_eq!(told, on.contains(&name), "{name}: {found:#}");
+        }
+    }
 }
 
 #[test]
 fn missing_privileges_are_errors_and_what_is_done_without_is_a_note() {
+    let _proof = Proof::of(proven::PRIVILEGES);
     let underlay = Underlay::new();
     let host = host(&underlay);
     without(&host, "no-foreign-names");
@@ -144,23 +226,8 @@ fn missing_privileges_are_errors_and_what_is_done_without_is_a_note() {
     assert!(codes(&none).contains(&"unreadable".to_owned()), "{none:#}");
 
     host.apply();
-    for path in [host.pins.as_path(), host.files.path()] {
-        harness::run("chown", &["-R", "65534:65534", path.to_str().unwrap()]);
-    }
-    let caps = "-all,+bpf,+net_admin";
-    let (inh, ambient) = (format!("--inh-caps={caps}"), format!("--ambient-caps={caps}"));
-    let modest = doctor_by(
-        &host,
-        &[
-            "setpriv",
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            &inh,
-            &ambient,
-            &format!("--bounding-set={caps}"),
-        ],
-    );
+    user::give(&host, NOBODY);
+    let modest = report_of(user::command(&host, NOBODY, &["doctor", "--format", "json"]));
     let found = codes(&modest);
     assert!(found.contains(&"no-foreign-names".to_owned()), "{modest:#}");
     assert!(found.contains(&"no-rcu-expedited".to_owned()), "{modest:#}");
@@ -169,12 +236,12 @@ fn missing_privileges_are_errors_and_what_is_done_without_is_a_note() {
 
 #[test]
 fn pins_that_are_in_the_wrong_place_or_left_over_are_told() {
+    let _proof = Proof::of(proven::PINS);
     let underlay = Underlay::new();
     let host = host(&underlay);
     let elsewhere = host.files.path().join("pins");
-    let output = host.run(&["--pin-dir", elsewhere.to_str().unwrap(), "doctor"]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.code() == Some(1) && text.contains("[no-bpffs]"), "{text}");
+    finding_in(&doctor_with(&host, &["--pin-dir", elsewhere.to_str().unwrap()]), "no-bpffs", "error");
+    without(&host, "no-bpffs");
 
     host.apply();
     for code in ["pins-open", "foreign-pin", "stale-pin", "no-record", "half-grown"] {
@@ -213,9 +280,7 @@ fn pins_that_are_in_the_wrong_place_or_left_over_are_told() {
     finding(&host, "no-record", "warning");
 
     let other = underlay.host(1);
-    let output = other.run(&["--pin-dir", host.pins.to_str().unwrap(), "doctor"]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.code() == Some(1) && text.contains("[other-namespace]"), "{text}");
+    finding_in(&doctor_with(&other, &["--pin-dir", host.pins.to_str().unwrap()]), "other-namespace", "error");
 
     // Another version's map: of another size, beside the mark that says whose it is.
     let pin = host.pin("conf");
@@ -228,6 +293,7 @@ fn pins_that_are_in_the_wrong_place_or_left_over_are_told() {
 
 #[test]
 fn a_topology_that_does_not_fit_this_host_is_told() {
+    let _proof = Proof::of(proven::TOPOLOGY);
     let underlay = Underlay::new();
     let host = host(&underlay);
     host.write("a.yaml", &ONE.replace("172.16.1.100", "172.16.1.200"));
@@ -246,6 +312,7 @@ fn a_topology_that_does_not_fit_this_host_is_told() {
 
 #[test]
 fn who_has_the_port_and_what_comes_of_it_is_told() {
+    let _proof = Proof::of(proven::DAEMON);
     let underlay = Underlay::new();
     let host = host(&underlay);
     without(&host, "port-taken");
@@ -273,6 +340,7 @@ fn who_has_the_port_and_what_comes_of_it_is_told() {
 
 #[test]
 fn foreign_programs_are_told_with_their_place_and_what_they_do_to_tc_index() {
+    let _proof = Proof::of(proven::PROGRAMS);
     let underlay = Underlay::new();
     let host = host(&underlay);
     host.apply();
@@ -303,8 +371,109 @@ fn foreign_programs_are_told_with_their_place_and_what_they_do_to_tc_index() {
     safety::attach_pinned(&host.netns, "eth1", "egress", 77, &probe.program("end_with_ok"));
     finding(&host, "tc-index-reset", "warning");
     host.netns.cmd("tc filter del dev eth1 egress prio 77");
+    // What isn't a program can't be read.
+    host.netns.cmd("tc filter add dev eth1 egress prio 77 protocol ip u32 match u32 0 0 flowid 1:1");
+    let found = finding(&host, "tc-index-untold", "note");
+    assert!(found["what"].as_str().unwrap().contains("u32 filter, priority 77"), "{found:#}");
+    host.netns.cmd("tc filter del dev eth1 egress prio 77");
+    without(&host, "tc-index-untold");
+    // Nor can a program, by who may not open it.
+    safety::attach_pinned(&host.netns, "eth1", "egress", 77, &probe.program("end_with_ok"));
+    user::give(&host, NOBODY);
+    let modest = report_of(user::command(&host, NOBODY, &["doctor", "--format", "json"]));
+    let found = finding_in(&modest, "tc-index-untold", "note");
+    assert!(found["remedy"].as_str().unwrap().contains("as root"), "{found:#}");
+    host.netns.cmd("tc filter del dev eth1 egress prio 77");
     // Whoever doesn't set it has no use for the warning.
     host.write("a.yaml", &ONE.replace("create: true", "create: true, mark: 0"));
     safety::attach_pinned(&host.netns, "eth1", "egress", 77, &probe.program("end_with_ok"));
     without(&host, "tc-index-reset");
+}
+
+/// A user that nobody else is, so that his limits are nobody else's.
+const WATCHER: u32 = 61_235;
+
+#[test]
+fn a_daemon_that_cannot_watch_the_files_is_told() {
+    let _proof = Proof::of(proven::WATCH);
+    let underlay = Underlay::new();
+    let host = host(&underlay);
+    let held = user::use_up_instances(WATCHER, usize::MAX);
+    user::give(&host, WATCHER);
+    let log = host.files.path().join("daemon.log");
+    let mut command = user::command(&host, WATCHER, &["run", "-v"]);
+    let child = command.stderr(std::fs::File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+    let daemon = Daemon::of(child, log);
+    host.wait_in_force();
+    let found = finding(&host, "watch-failed", "warning");
+    assert!(found["what"].as_str().unwrap().contains("fs.inotify.max_user_instances"), "{found:#}");
+    drop(held);
+    host.write("b.yaml", "version: 1\n");
+    eventually("it watches again", || !codes(&doctor(&host)).contains(&"watch-failed".to_owned()));
+    assert_eq!(daemon.stop(), Some(0));
+}
+
+#[test]
+fn what_keeps_tunnels_from_the_fast_lane_is_told_with_the_remedy() {
+    let _proof = Proof::of(proven::LANES);
+    let underlay = Underlay::new();
+    let host = host(&underlay);
+    host.netns.cmd("ip link add eth2 mtu 1400 type veth peer name eth2p");
+    let text = |replaced: (&str, &str)| match replaced {
+        ("", _) => lanes::TWO.to_owned(),
+        (from, to) => lanes::TWO.replace(from, to),
+    };
+    let reasons = |report: &Value| -> BTreeSet<String> {
+        let findings = report["findings"].as_array().unwrap().iter().filter(|f| f["check"] == "lanes");
+        findings.map(|f| f["code"].as_str().unwrap().to_owned()).collect()
+    };
+    let put = |line: &str| {
+        let words: Vec<String> = line.split(' ').map(|w| w.replace('_', " ")).collect();
+        host.netns.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    for case in lanes::CASES {
+        host.write("a.yaml", &text(("", "")));
+        assert_eq!(reasons(&doctor(&host)), BTreeSet::new(), "before {}", case.code);
+        case.there.iter().for_each(|line| put(line));
+        host.write("a.yaml", &text(case.said));
+        let report = doctor(&host);
+        assert_eq!(reasons(&report), BTreeSet::from([case.code.to_owned()]), "{report:#}");
+        let found = finding_in(&report, case.code, "note");
+        assert!(found["what"].as_str().unwrap().contains("by the tunnel device, not the fast lane"), "{found:#}");
+        case.gone.iter().for_each(|line| put(line));
+    }
+
+    host.write("a.yaml", &lanes::nine());
+    let found = finding(&host, "too-many-tunnels", "note");
+    assert!(found["what"].as_str().unwrap().starts_with("t8/e8: received"), "{found:#}");
+
+    // Listing a table of the older iptables makes it, in whatever namespace, and with it the file that is root's.
+    harness::Netns::new().cmd("iptables-legacy -t raw -S");
+    host.write("a.yaml", &text(("", "")));
+    user::give(&host, NOBODY);
+    let modest = report_of(user::command(&host, NOBODY, &["doctor", "--format", "json"]));
+    let found = finding_in(&modest, "unread", "note");
+    assert!(found["what"].as_str().unwrap().contains("ip_tables_names"), "{found:#}");
+    without(&host, "unread");
+
+    // A VRF, where the kernel has them; and in any case as such a kernel shows it.
+    if host.netns.try_cmd("ip link add vrf0 type vrf table 10").status.success() {
+        host.netns.cmd("ip link set vrf0 up");
+        host.netns.cmd("ip link set eth0 master vrf0");
+        finding(&host, "routing-domain", "note");
+        host.netns.cmd("ip link del vrf0");
+        without(&host, "routing-domain");
+    }
+    let snapshot = Snapshot::parse(host.expect(0, &["snapshot"]).as_bytes()).unwrap();
+    let mut observed = snapshot.observed;
+    let eth0 = observed.links.iter().position(|l| l.name == "eth0").unwrap();
+    let vrf = Link { name: "vrf0".to_owned(), ifindex: 999, kind: "vrf".to_owned(), ..observed.links[eth0].clone() };
+    observed.links[eth0].master = Some(vrf.ifindex);
+    observed.links.push(vrf);
+    let parsed = parse(&SourceFile { name: "a.yaml".to_owned(), text: lanes::TWO.into() });
+    let desired = Arc::new(merge([&parsed]).unwrap().compile(&NodeChoice::Unknown).unwrap());
+    let live = Live { observed, plan: Plan::default(), chains: Chains::default() };
+    let facts = Facts { files: Some(desired), live: Some(live), ..Facts::default() };
+    let found = finding_in(&report(&facts), "routing-domain", "note");
+    assert!(found["what"].as_str().unwrap().contains("eth0 is in the VRF vrf0"), "{found:#}");
 }

@@ -175,8 +175,10 @@ const BARE: &[Row] = &[
 ];
 
 /// Nothing of it is left.
-const DOWN: &[Row] =
-    &[("down", 0, Says("Nothing to remove"), Nothing), ("--pin-dir /proc/self apply", 1, Text, Says("mount -t bpf"))];
+const DOWN: &[Row] = &[
+    ("down", 0, Says("Nothing to remove"), Nothing),
+    ("--pin-dir /proc/self apply", 1, Nothing, Says("mount -t bpf")),
+];
 
 const ALL: [&[Row]; 10] = [ANYWHERE, FRESH, APPLIED, DAEMON, REMOVED, INVALID, OBSTRUCTED, LOCKED, BARE, DOWN];
 

@@ -153,13 +153,54 @@ fn shells_complete_commands_options_and_values() {
     assert_eq!(bash(&script, "tunnel-mesh va"), set(&["validate"]));
     assert_eq!(bash(&script, "tunnel-mesh plan --det"), set(&["--detailed-exitcode"]));
     assert_eq!(bash(&script, "tunnel-mesh validate --format "), set(&["text", "json", "short", "github"]));
-    for shell in ["zsh", "fish"] {
-        let script = tunnel_mesh(&["completions", shell]);
-        for word in ["validate", "detailed-exitcode", "github", "allow-deletes"] {
-            assert!(script.contains(word), "{shell}: {word}");
-        }
+}
+
+/// Runs a shell without anybody's settings; it must succeed and say nothing beside.
+fn shell(command: &mut Command, home: &Path) -> String {
+    let output =
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", home).env("TERM", "dumb").output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && err.is_empty(), "{command:?}: {}\n{err}{out}", output.status);
+    out
+}
+
+#[test]
+fn fish_completes_commands_options_and_values() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("tunnel-mesh.fish");
+    std::fs::write(&script, tunnel_mesh(&["completions", "fish"])).unwrap();
+    shell(Command::new("fish").arg("--no-execute").arg(&script), directory.path());
+    let complete = |line: &str| -> BTreeSet<String> {
+        let ask = format!("source {}; complete --do-complete '{line}'", script.display());
+        let out = shell(Command::new("fish").args(["-c", &ask]), directory.path());
+        out.lines().map(|l| l.split('\t').next().unwrap().to_owned()).collect()
+    };
+    let set = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(complete("tunnel-mesh va"), set(&["validate"]));
+    assert_eq!(complete("tunnel-mesh plan --det"), set(&["--detailed-exitcode"]));
+    assert_eq!(complete("tunnel-mesh validate --format "), set(&["text", "json", "short", "github"]));
+}
+
+#[test]
+fn zsh_completes_commands_options_and_values() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("_tunnel-mesh");
+    std::fs::write(&script, tunnel_mesh(&["completions", "zsh"])).unwrap();
+    shell(Command::new("zsh").arg("-n").arg(&script), directory.path());
+    // Types what there is and the tab key, and waits for the rest of the word.
+    let ask = "zmodload zsh/zpty && zpty shell zsh -f -i && \
+               zpty -w shell \"PROMPT=; fpath=($1 \\$fpath); autoload -Uz compinit && compinit -u -D && print re''ady\" && \
+               zpty -r -m shell seen '*ready*' && zpty -w -n shell \"$2\"$'\\t' && zpty -r -m shell seen \"*$3*\"";
+    for (typed, rest) in [
+        ("tunnel-mesh va", "lidate"),
+        ("tunnel-mesh plan --det", "ailed-exitcode"),
+        ("tunnel-mesh validate --format gi", "thub"),
+    ] {
+        let mut zsh = Command::new("timeout");
+        zsh.args(["120", "zsh", "-f", "-c", ask, "zsh"]).arg(directory.path()).args([typed, rest]);
+        shell(&mut zsh, directory.path());
     }
-    assert!(tunnel_mesh(&["completions", "zsh"]).starts_with("#compdef tunnel-mesh"));
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub use calls::{Calls, calls};
 pub use dataplane::{Dataplane, SLOTS_READ};
 pub use foreign::{ForeignProgram, ForeignPrograms, tcx_programs};
 pub use grow::Growth;
+pub use pins::check_place;
 pub use tcx::{Attacher, probe_tcx};
 pub use write::grace_period;
 

@@ -101,10 +101,7 @@ impl Pins {
 pub(super) fn make_dir(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
         crate::fault_point::reach();
-        // Nothing is made on another file system: the nearest directory that exists tells.
-        if let Some(existing) = dir.ancestors().find(|a| a.is_dir()) {
-            check_bpffs(existing)?;
-        }
+        check_place(dir)?;
         fs::DirBuilder::new()
             .mode(0o700)
             .recursive(true)
@@ -112,6 +109,14 @@ pub(super) fn make_dir(dir: &Path) -> Result<()> {
             .with_context(|| format!("make the pin directory {}", dir.display()))?;
     }
     check_bpffs(dir)
+}
+
+/// Checks that a directory is on a BPF file system, or would be: where it is yet to be made, the nearest one above tells.
+///
+/// # Errors
+/// Where it isn't, with what to do about it.
+pub fn check_place(dir: &Path) -> Result<()> {
+    dir.ancestors().find(|a| a.is_dir()).map_or(Ok(()), check_bpffs)
 }
 
 fn check_bpffs(dir: &Path) -> Result<()> {

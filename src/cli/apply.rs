@@ -17,7 +17,6 @@ use crate::reconcile::{Reconciler, Report};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -95,6 +94,7 @@ impl ApplyArgs {
     /// Opens the kernel as the only writer.
     async fn open(&self, global: &Global, meter: &Meter) -> Result<(Lock, LiveKernel)> {
         let paths = global.paths();
+        paths.check_pins()?;
         let lock = Lock::take(&paths.pins)?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
         kernel.expedite(self.attaching.expedite(&paths));
@@ -166,8 +166,8 @@ impl ApplyArgs {
                 print_json(&Output { format_version: crate::plan::FORMAT_VERSION, revision, held, report })?;
             }
             Format::Text => {
-                let paint = Paint(global.colored(std::io::stdout().is_terminal()));
-                print(&told(report, desired, held, paint))?;
+                let page = global.page();
+                print(&page.fold(&told(report, desired, held, page.paint)))?;
             }
         }
         for (change, error) in &report.failures {

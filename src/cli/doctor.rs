@@ -1,10 +1,9 @@
 //! `doctor`: looks this host over and says what to do.
 
-use super::paint::Paint;
+use super::page::Page;
 use super::{Exit, Format, Global, print, print_json};
 use crate::doctor::{Facts, Report, Severity};
 use anyhow::Result;
-use std::io::IsTerminal;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {
@@ -19,16 +18,21 @@ impl DoctorArgs {
         let report = Report::of(&facts);
         match self.format {
             Format::Json => print_json(&report)?,
-            Format::Text => print(&text(&report, Paint(global.colored(std::io::stdout().is_terminal()))))?,
+            Format::Text => print(&text(&report, global.page()))?,
         }
         Ok(if report.errors > 0 { Exit::Failed } else { Exit::Done })
     }
 }
 
-fn text(report: &Report, paint: Paint) -> String {
+/// Column in which what was found begins.
+const WHAT: usize = 9;
+
+fn text(report: &Report, page: Page) -> String {
+    let paint = page.paint;
     let mut out = String::new();
+    let mut push = |line: &str, column: usize| out.push_str(&(page.hang(line, column) + "\n"));
     let node = report.node.as_ref().map(|n| format!(", node {n}")).unwrap_or_default();
-    out.push_str(&format!("Linux {}{node}\n\n", report.kernel));
+    push(&format!("Linux {}{node}\n", report.kernel), 0);
     for finding in &report.findings {
         let severity = match finding.severity {
             Severity::Error => paint.red("error  "),
@@ -37,19 +41,15 @@ fn text(report: &Report, paint: Paint) -> String {
         };
         let mut lines = finding.what.lines();
         let first = lines.next().unwrap_or_default();
-        out.push_str(&format!("{severity}  {}: {first} [{}]\n", finding.check, finding.code));
-        lines.for_each(|line| out.push_str(&format!("           {line}\n")));
-        out.push_str(&format!("         {} {}\n", paint.bold("->"), finding.remedy));
+        push(&format!("{severity}  {}: {first} [{}]", finding.check, finding.code), WHAT + 2);
+        lines.for_each(|line| push(&format!("           {line}"), WHAT + 4));
+        push(&format!("         {} {}", paint.bold("->"), finding.remedy), WHAT + 3);
     }
     if !report.passed.is_empty() {
-        out.push_str(&format!("{}       {}\n", paint.green("ok"), report.passed.join(", ")));
+        push(&format!("{}       {}", paint.green("ok"), report.passed.join(", ")), WHAT);
     }
     let count = |n: usize, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
-    out.push_str(&format!(
-        "\n{}, {}, {}.\n",
-        count(report.errors, "error"),
-        count(report.warnings, "warning"),
-        count(report.notes, "note")
-    ));
+    let counts = [count(report.errors, "error"), count(report.warnings, "warning"), count(report.notes, "note")];
+    push(&format!("\n{}.", counts.join(", ")), 0);
     out
 }

@@ -12,7 +12,6 @@ use crate::topology::NodeChoice;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// Understands `NAME=DIR`.
@@ -53,7 +52,10 @@ struct Fleet {
 pub(super) fn run(args: &PlanArgs, global: &Global, allow_deletes: bool, detailed: bool) -> Result<Exit> {
     let fleet = Fleet::plan(args, global, allow_deletes)?;
     match args.format {
-        PlanFormat::Text => print(&fleet.text(Paint(global.colored(std::io::stdout().is_terminal()))))?,
+        PlanFormat::Text => {
+            let page = global.page();
+            print(&page.fold(&fleet.text(page.paint)))?;
+        }
         PlanFormat::Json => print_json(&fleet.document())?,
         PlanFormat::Markdown => print(&fleet.markdown())?,
         PlanFormat::Diff => {

@@ -4,7 +4,7 @@ use super::offline::Declared;
 use super::status::read;
 use super::{Exit, Global, print, tell};
 use crate::graph::{Live, Mark, Mesh, Part, dot, mermaid, svg};
-use crate::model::Desired;
+use crate::model::{Desired, GeneratedPort, Mapping, TunnelKey};
 use crate::reconcile::status::{State, Status};
 use crate::reconcile::tell::Memory;
 use crate::topology::NodeChoice;
@@ -49,6 +49,9 @@ impl GraphArgs {
                 states.push((None, global.accept(declared.compile(&NodeChoice::Unknown))?));
             }
         }
+        if let Some(status) = &status {
+            states.iter_mut().filter(|(node, _)| *node == here).for_each(|(_, desired)| add_held(desired, status));
+        }
         let parts: Vec<Part<'_>> = states
             .iter()
             .map(|(node, desired)| {
@@ -76,6 +79,26 @@ async fn look(global: &Global) -> Option<Status> {
             tell(&format!("note: without the state of mappings: {error:#}"));
             None
         }
+    }
+}
+
+/// What the files don't have any more and the deletion guard holds in force.
+fn add_held(desired: &mut Desired, status: &Status) {
+    for held in status.mappings.iter().filter(|m| m.state == State::Held) {
+        let bridge = desired.bridges.values().find(|b| b.tenant == held.tenant).map(|b| b.name.clone());
+        let generated =
+            held.node.as_ref().map(|node| GeneratedPort { bridge: bridge.unwrap_or_default(), node: node.clone() });
+        let mapping = Mapping {
+            tenant: held.tenant.as_str().into(),
+            interface: held.interface.as_str().into(),
+            key: TunnelKey { tunnel: held.tunnel.as_str().into(), id: held.id, remote: held.remote },
+            local: held.local,
+            attach: held.attach,
+            node: None,
+            generated: generated.map(Box::new),
+            origin: held.origin.clone(),
+        };
+        desired.mappings.entry(mapping.interface.clone()).or_insert(mapping);
     }
 }
 

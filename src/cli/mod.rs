@@ -13,6 +13,7 @@ mod graph;
 mod lanes;
 mod man;
 mod offline;
+mod page;
 mod paint;
 mod plan;
 mod progress;
@@ -31,8 +32,10 @@ use crate::reconcile::loader::{Loader, Rejected, this_node};
 use crate::topology::NodeChoice;
 use crate::topology::render::Look;
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
+use page::Page;
+use paint::Paint;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -229,8 +232,14 @@ impl Global {
         match self.color {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+            Color::Auto => terminal && !streams::is_dumb() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         }
+    }
+
+    /// What is laid out for standard output.
+    fn page(&self) -> Page {
+        let width = streams::width(&std::io::stdout());
+        Page { paint: Paint(self.colored(width.is_some())), width }
     }
 
     /// How diagnostics look on that stream.
@@ -264,7 +273,8 @@ impl Global {
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = Cli::command().color(usage_color());
+    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             let usage = error.use_stderr();
@@ -286,6 +296,26 @@ pub fn main() -> ExitCode {
             }
             exit.into()
         }
+    }
+}
+
+/// What is said of colour, for help and for words that aren't understood: before anything else is.
+fn usage_color() -> ColorChoice {
+    let mut words = std::env::args_os().skip(1);
+    let mut said = std::env::var_os("TUNNEL_MESH_COLOR");
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--") => break,
+            Some("--color") => said = words.next(),
+            Some(word) => said = word.strip_prefix("--color=").map(Into::into).or(said),
+            None => {}
+        }
+    }
+    match said.as_ref().and_then(|said| Color::from_str(said.to_str()?, true).ok()) {
+        Some(Color::Always) => ColorChoice::Always,
+        Some(Color::Never) => ColorChoice::Never,
+        // Heeds NO_COLOR and TERM as well.
+        Some(Color::Auto) | None => ColorChoice::Auto,
     }
 }
 

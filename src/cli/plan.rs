@@ -3,7 +3,7 @@
 
 use super::offline::{self, Declared, Found};
 use super::show::{self, Guard, Shown, diff, json, markdown, text};
-use super::{Exit, Global, fleet, paint::Paint, print, print_json, refused};
+use super::{Exit, Global, fleet, print, print_json, refused};
 use crate::model::{Desired, Intent, Observed, Throughput};
 use crate::plan::{Input, Plan, declared};
 use crate::reconcile::Reconciler;
@@ -16,7 +16,6 @@ use crate::topology::{NodeChoice, adopt};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -115,6 +114,7 @@ impl Planned {
         let mut loader = global.loader();
         global.accept(loader.load())?;
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        paths.check_pins()?;
         let before = baseline(&mut kernel, &paths.state).await?;
         before.iter().for_each(|a| loader.remember(&a.desired));
         let new = global.accept(loader.load())?;
@@ -195,14 +195,15 @@ impl PlanArgs {
         match self.format {
             PlanFormat::Json => print_json(&json::document(&shown))?,
             PlanFormat::Text => {
-                let mut out = text::plan(&shown, Paint(global.colored(std::io::stdout().is_terminal())));
+                let page = global.page();
+                let mut out = text::plan(&shown, page.paint);
                 if let Some(path) = &self.out {
                     out.push_str(&format!(
                         "Saved to {0}; `tunnel-mesh apply --plan {0}` carries it out.\n",
                         path.display()
                     ));
                 }
-                print(&out)?;
+                print(&page.fold(&out))?;
             }
             PlanFormat::Markdown => print(&markdown::plan(&shown, 3))?,
             PlanFormat::Diff => print(&diff::plan(&shown))?,

@@ -1,7 +1,8 @@
 //! Progress of long work, on a terminal: one line on stderr, gone when the work is done.
 
-use super::Global;
-use std::io::{IsTerminal, Write};
+use super::page::cut;
+use super::{Global, streams};
+use std::io::Write;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -14,18 +15,23 @@ const CLEAR: &str = "\r\x1b[K";
 
 /// Waits for the work, and says how far it is.
 pub(super) async fn watched<T>(global: &Global, work: impl Future<Output = T>, said: impl Fn() -> String) -> T {
-    if global.quiet || !std::io::stderr().is_terminal() {
+    let Some(columns) = streams::width(&std::io::stderr()).filter(|_| !global.quiet && !streams::is_dumb()) else {
         return work.await;
-    }
+    };
     // Nobody depends on it.
     let write = |text: &str| {
         let mut out = std::io::stderr().lock();
         drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
     };
-    meanwhile(work, said, write).await
+    meanwhile(work, said, write, columns).await
 }
 
-async fn meanwhile<T>(work: impl Future<Output = T>, said: impl Fn() -> String, write: impl Fn(&str)) -> T {
+async fn meanwhile<T>(
+    work: impl Future<Output = T>,
+    said: impl Fn() -> String,
+    write: impl Fn(&str),
+    columns: usize,
+) -> T {
     tokio::pin!(work);
     let started = Instant::now();
     let mut shown = false;
@@ -42,7 +48,9 @@ async fn meanwhile<T>(work: impl Future<Output = T>, said: impl Fn() -> String, 
         }
         if started.elapsed() >= LONG {
             shown = true;
-            write(&format!("{CLEAR}{} ({} s)", said(), started.elapsed().as_secs()));
+            let line = format!("{} ({} s)", said(), started.elapsed().as_secs());
+            // What goes on in a second line would stay there.
+            write(&format!("{CLEAR}{}", cut(&line, columns.saturating_sub(1))));
         }
     }
 }
@@ -66,7 +74,7 @@ mod tests {
             7
         };
         let said = || "attaching programs: 3 of 9 operations".to_owned();
-        assert_eq!(runtime.block_on(meanwhile(work, said, write)), 7);
+        assert_eq!(runtime.block_on(meanwhile(work, said, write, 80)), 7);
         let text = told.borrow().clone();
         assert!(
             text.starts_with("\r\x1b[Kattaching programs: 3 of 9 operations (") && text.ends_with(CLEAR),
@@ -74,7 +82,7 @@ mod tests {
         );
 
         told.borrow_mut().clear();
-        assert_eq!(runtime.block_on(meanwhile(async { 8 }, said, write)), 8);
+        assert_eq!(runtime.block_on(meanwhile(async { 8 }, said, write, 80)), 8);
         assert!(told.borrow().is_empty());
     }
 }

@@ -46,6 +46,7 @@ impl SnapshotArgs {
 async fn take(global: &Global) -> Result<Snapshot> {
     let paths = global.paths();
     let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+    paths.check_pins()?;
     let accepted = match Accepted::load(&paths.state) {
         Ok(accepted) => accepted,
         Err(error) => {

@@ -28,6 +28,11 @@ pub(super) fn tell(line: &str) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
+/// Whether the terminal says that it can do no more than write one line below the other.
+pub(super) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 /// Columns of the terminal that a stream goes to; `None` where it is none. One that doesn't tell has 80.
 pub(super) fn width(stream: &(impl IsTerminal + AsFd)) -> Option<usize> {
     const USUAL: usize = 80;

@@ -1,6 +1,6 @@
 //! Other people's programs on the TC hooks that tunnel-mesh uses, and what they do to `tc_index`.
 
-use super::{Facts, Findings, Live};
+use super::{Code, Facts, Findings, Live};
 use crate::model::{Desired, TcIndex};
 use std::collections::BTreeSet;
 
@@ -20,11 +20,11 @@ pub(super) fn check_programs(facts: &Facts, out: &mut Findings) {
                 } else {
                     "start the daemon, or run `tunnel-mesh apply`: both put tunnel-mesh first again"
                 };
-                out.warning("foreign-program-first", Some(&hook), what, remedy);
+                out.warning(Code::ForeignProgramFirst, Some(&hook), what, remedy);
             } else {
                 let what =
                     format!("{member} runs at {hook} too, behind tunnel-mesh: it sees only what isn't a tenant's");
-                out.note("foreign-program", Some(&hook), what, "nothing needs doing if it is meant to be there");
+                out.note(Code::ForeignProgram, Some(&hook), what, "nothing needs doing if it is meant to be there");
             }
         }
     }
@@ -50,20 +50,20 @@ pub(super) fn check_tc_index(facts: &Facts, out: &mut Findings) {
                     let what = format!(
                         "{member} at {hook} has an instruction that writes tc_index: the mark of tunnel packets may be lost there"
                     );
-                    out.warning("tc-index-written", Some(&hook), what, remedy);
+                    out.warning(Code::TcIndexWritten, Some(&hook), what, remedy);
                 }
                 TcIndex::Reset => {
                     let what = format!(
                         "{member} at {hook} can end with TC_ACT_OK, at which the kernel overwrites tc_index: the mark of tunnel packets is lost there"
                     );
-                    out.warning("tc-index-reset", Some(&hook), what, remedy);
+                    out.warning(Code::TcIndexReset, Some(&hook), what, remedy);
                 }
                 TcIndex::Untold => {
                     let what = format!(
                         "whether {member} at {hook} changes tc_index can't be told: its instructions aren't to be read"
                     );
                     let remedy = if live.chains.refused { "run `tunnel-mesh doctor` as root" } else { remedy };
-                    out.note("tc-index-untold", Some(&hook), what, remedy);
+                    out.note(Code::TcIndexUntold, Some(&hook), what, remedy);
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What the kernel has, and what is done without.
 
-use super::{Facts, Findings};
+use super::{Code, Facts, Findings};
 use crate::model::TunnelKind;
 
 /// The oldest kernel that is supported.
@@ -10,11 +10,11 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     let kernel = &facts.kernel;
     if release(&kernel.release).is_some_and(|version| version < FLOOR) {
         let what = format!("Linux {} is older than 6.1: the data plane doesn't load there", kernel.release);
-        out.error("kernel-too-old", None, what, "boot a kernel of series 6.1 or newer");
+        out.error(Code::KernelTooOld, None, what, "boot a kernel of series 6.1 or newer");
     }
     if kernel.tcx == Some(false) {
         out.note(
-            "no-tcx",
+            Code::NoTcx,
             None,
             "this kernel has no TCX (Linux 6.6): programs are attached as clsact filters, which work the same",
             "nothing needs doing; TCX attachments are safer from `tc qdisc del`, from Linux 6.6 on",
@@ -25,12 +25,12 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
             let (name, module) = names(*kind, *ip6);
             let what = format!("this kernel can't make {name} devices, which the topology asks for");
             let remedy = format!("modprobe {module}; or install the kernel package that has it; or use another kind");
-            out.error("no-tunnel-kind", Some(name), what, remedy);
+            out.error(Code::NoTunnelKind, Some(name), what, remedy);
         }
     }
     if kernel.jit == Some(0) {
         out.warning(
-            "jit-off",
+            Code::JitOff,
             None,
             "eBPF programs are interpreted, not compiled: every packet costs several times as much",
             "sysctl net.core.bpf_jit_enable=1, and in /etc/sysctl.d",
@@ -44,7 +44,7 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
             kernel.bridge_netfilter.join(", ")
         );
         let settings: Vec<String> = kernel.bridge_netfilter.iter().map(|n| format!("net.bridge.{n}=0")).collect();
-        out.warning("bridge-netfilter", None, what, format!("sysctl {}, unless it is meant", settings.join(" ")));
+        out.warning(Code::BridgeNetfilter, None, what, format!("sysctl {}, unless it is meant", settings.join(" ")));
     }
 }
 

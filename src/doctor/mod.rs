@@ -4,8 +4,10 @@
 //! findings; [`CHECKS`] lists them. The rule: facts are gathered in one place and change nothing; what can't be looked at
 //! is a fact as well, and is told, never passed over.
 //!
-//! To add a check: gather what it needs in `facts`, write the function, list it here.
+//! To add a check: gather what it needs in `facts`, write the function, list it here; its findings get codes in `code`, and
+//! a test each that makes the condition.
 
+mod code;
 mod facts;
 mod files;
 mod hooks;
@@ -17,9 +19,11 @@ mod ports;
 mod privileges;
 mod sockets;
 
+pub use code::Code;
 pub use facts::{Blind, Facts, KernelFacts, Live, PathFacts, Privileges};
 pub use sockets::Socket;
 
+use crate::model::LaneReason;
 use serde::{Deserialize, Serialize};
 
 /// Version of the doctor's JSON.
@@ -65,6 +69,22 @@ pub struct Finding {
     pub remedy: String,
 }
 
+/// The kind of a finding: one of ours, or a reason for the device lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind(&'static str);
+
+impl From<Code> for Kind {
+    fn from(code: Code) -> Self {
+        Self(code.name())
+    }
+}
+
+impl From<LaneReason> for Kind {
+    fn from(reason: LaneReason) -> Self {
+        Self(reason.name())
+    }
+}
+
 /// What a check finds, as it goes.
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -74,22 +94,40 @@ pub struct Findings {
 
 impl Findings {
     /// Adds an error.
-    pub fn error(&mut self, code: &str, subject: Option<&str>, what: impl Into<String>, remedy: impl Into<String>) {
-        self.add(Severity::Error, code, subject, what.into(), remedy.into());
+    pub fn error(
+        &mut self,
+        code: impl Into<Kind>,
+        subject: Option<&str>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(Severity::Error, code.into(), subject, what.into(), remedy.into());
     }
 
     /// Adds a warning.
-    pub fn warning(&mut self, code: &str, subject: Option<&str>, what: impl Into<String>, remedy: impl Into<String>) {
-        self.add(Severity::Warning, code, subject, what.into(), remedy.into());
+    pub fn warning(
+        &mut self,
+        code: impl Into<Kind>,
+        subject: Option<&str>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(Severity::Warning, code.into(), subject, what.into(), remedy.into());
     }
 
     /// Adds a note.
-    pub fn note(&mut self, code: &str, subject: Option<&str>, what: impl Into<String>, remedy: impl Into<String>) {
-        self.add(Severity::Note, code, subject, what.into(), remedy.into());
+    pub fn note(
+        &mut self,
+        code: impl Into<Kind>,
+        subject: Option<&str>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.add(Severity::Note, code.into(), subject, what.into(), remedy.into());
     }
 
-    fn add(&mut self, severity: Severity, code: &str, subject: Option<&str>, what: String, remedy: String) {
-        let (check, code, subject) = (self.check.to_owned(), code.to_owned(), subject.map(str::to_owned));
+    fn add(&mut self, severity: Severity, kind: Kind, subject: Option<&str>, what: String, remedy: String) {
+        let (check, code, subject) = (self.check.to_owned(), kind.0.to_owned(), subject.map(str::to_owned));
         self.found.push(Finding { check, code, severity, subject, what, remedy });
     }
 }

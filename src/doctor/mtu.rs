@@ -1,6 +1,6 @@
 //! Whether what tenants send fits into the underlay's packets.
 
-use super::{Facts, Findings, few};
+use super::{Code, Facts, Findings, few};
 use crate::plan::room::too_large;
 
 pub(super) fn check(facts: &Facts, out: &mut Findings) {
@@ -11,6 +11,6 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
             Some(origin) => format!("{} ({origin})", found.remedy),
             None => found.remedy,
         };
-        out.warning("mtu-too-large", found.address.as_deref(), format!("{links}: {}", found.why), remedy);
+        out.warning(Code::MtuTooLarge, found.address.as_deref(), format!("{links}: {}", found.why), remedy);
     }
 }

@@ -1,13 +1,13 @@
 //! The pin directory: where it is, whose it is, and what was left there.
 
-use super::{Blind, Facts, Findings};
+use super::{Blind, Code, Facts, Findings};
 
 pub(super) fn check(facts: &Facts, out: &mut Findings) {
     let paths = &facts.paths;
     let pins = paths.pins.as_str();
     if !paths.bpffs {
         out.error(
-            "no-bpffs",
+            Code::NoBpffs,
             Some(pins),
             "the pin directory isn't on a BPF file system: nothing can be pinned",
             "mount -t bpf bpf /sys/fs/bpf; inside `ip netns exec`, which hides it, use nsenter --net= instead",
@@ -15,29 +15,34 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     }
     match &facts.blind {
         Some(Blind::OtherNamespace(why)) => {
-            out.error("other-namespace", Some(pins), why.clone(), "run it in that namespace, or use another --pin-dir");
+            out.error(
+                Code::OtherNamespace,
+                Some(pins),
+                why.clone(),
+                "run it in that namespace, or use another --pin-dir",
+            );
         }
         Some(Blind::Failed(why)) => {
             let what = format!("the live state can't be read: {why}");
-            out.error("unreadable", Some(pins), what, "see the error; `tunnel-mesh down` removes what is ours");
+            out.error(Code::Unreadable, Some(pins), what, "see the error; `tunnel-mesh down` removes what is ours");
         }
         Some(Blind::Denied) => {
             let what = "the live state can't be read without privileges: pins, programs and maps were not looked at";
-            out.error("unreadable", Some(pins), what, "run `tunnel-mesh doctor` as root or as the daemon's user");
+            out.error(Code::Unreadable, Some(pins), what, "run `tunnel-mesh doctor` as root or as the daemon's user");
         }
         None => {}
     }
     if let Some(mode) = paths.open_to_others {
         let what = format!("the pin directory has mode {mode:04o}: others can open the maps and write to them");
-        out.warning("pins-open", Some(pins), what, format!("chmod 0700 {pins}"));
+        out.warning(Code::PinsOpen, Some(pins), what, format!("chmod 0700 {pins}"));
     }
     for name in &paths.foreign_pins {
         let what = format!("{name} isn't tunnel-mesh's: `down` leaves the directory because of it");
-        out.note("foreign-pin", Some(pins), what, format!("unpin it (rm {pins}/{name}) if nobody needs it"));
+        out.note(Code::ForeignPin, Some(pins), what, format!("unpin it (rm {pins}/{name}) if nobody needs it"));
     }
     if paths.half_grown {
         let what = "a growth of the maps was interrupted; nothing is written until it is finished";
-        out.warning("half-grown", Some(pins), what, "start the daemon, or run `tunnel-mesh apply`: both finish it");
+        out.warning(Code::HalfGrown, Some(pins), what, "start the daemon, or run `tunnel-mesh apply`: both finish it");
     }
     let Some(live) = &facts.live else { return };
     let remedy = if facts.daemon.is_some() {
@@ -48,7 +53,7 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     for attachment in live.observed.attachments.iter().filter(|a| a.program.is_none()) {
         let name = format!("links/{}_{}", attachment.direction, attachment.ifindex);
         let what = format!("{name} is a pin of an attachment whose interface is gone");
-        out.warning("stale-pin", Some(&name), what, remedy);
+        out.warning(Code::StalePin, Some(&name), what, remedy);
     }
     let maps = live.observed.maps.as_ref();
     for program in &live.observed.programs {
@@ -56,15 +61,20 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
         if maps.is_some_and(|m| !m.conf.contains_key(&tunnel)) {
             let name = format!("programs/handle_ingress_{tunnel}");
             let what = format!("{name} is the program of a tunnel index that no tunnel has");
-            out.warning("stale-pin", Some(&name), what, remedy);
+            out.warning(Code::StalePin, Some(&name), what, remedy);
         }
     }
     if let Some(why) = &live.observed.outdated_maps {
         let what = format!("the pinned maps are another version's ({why})");
-        out.warning("outdated-maps", Some(pins), what, "the next pass makes them anew beside what runs");
+        out.warning(Code::OutdatedMaps, Some(pins), what, "the next pass makes them anew beside what runs");
     }
     if maps.is_some() && facts.accepted.is_none() && facts.unreadable.is_none() {
         let what = "maps are pinned, but no topology was ever accepted here: what runs is compared with nothing";
-        out.warning("no-record", Some(pins), what, "run `tunnel-mesh apply`, or `tunnel-mesh down` if it is left over");
+        out.warning(
+            Code::NoRecord,
+            Some(pins),
+            what,
+            "run `tunnel-mesh apply`, or `tunnel-mesh down` if it is left over",
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Whether the UDP ports of the tunnels are free, or the tunnels' own.
 
-use super::{Facts, Findings};
+use super::{Code, Facts, Findings};
 
 pub(super) fn check(facts: &Facts, out: &mut Findings) {
     let (Some(live), Some(desired)) = (&facts.live, facts.desired()) else { return };
@@ -28,6 +28,6 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
         let what = format!("UDP port {port} of tunnel {} is taken by {holder}: its device can't come up", tunnel.name);
         let remedy =
             format!("free the port (ss -ulnp 'sport = :{port}'), or give the tunnel another `port` on every host");
-        out.error("port-taken", Some(&tunnel.name), what, remedy);
+        out.error(Code::PortTaken, Some(&tunnel.name), what, remedy);
     }
 }

@@ -1,6 +1,6 @@
 //! What may be done, and what isn't possible without more.
 
-use super::{Facts, Findings};
+use super::{Code, Facts, Findings};
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -21,7 +21,7 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
             || number == CAP_NET_ADMIN && !privileges.has(number)
         {
             out.error(
-                "capability-missing",
+                Code::CapabilityMissing,
                 Some(name),
                 format!("{who} lacks {name}, so it can't {what_for}"),
                 "run as root, or give the unit AmbientCapabilities=CAP_BPF CAP_NET_ADMIN",
@@ -30,7 +30,7 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     }
     if !privileges.has(CAP_SYS_ADMIN) {
         out.note(
-            "no-foreign-names",
+            Code::NoForeignNames,
             Some("CAP_SYS_ADMIN"),
             format!("{who} lacks CAP_SYS_ADMIN: foreign TC programs are shown by id, without name, and their instructions can't be read"),
             "run `tunnel-mesh doctor` and `status` as root to see names; the daemon needs nothing more",
@@ -38,7 +38,7 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     }
     if !privileges.expedite {
         out.note(
-            "no-rcu-expedited",
+            Code::NoRcuExpedited,
             Some("/sys/kernel/rcu_expedited"),
             format!("{who} can't write /sys/kernel/rcu_expedited: --rcu-expedited does nothing, and each first attach takes about 10 ms"),
             "nothing needs doing unless thousands of interfaces come at once; then run as root, or boot with rcupdate.rcu_expedited=1",

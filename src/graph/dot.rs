@@ -6,7 +6,7 @@ use super::{Mark, Mesh};
 /// The text of the graph.
 pub fn render(mesh: &Mesh) -> String {
     let mut out = String::from(
-        "graph \"tunnel-mesh\" {\n  layout=neato; overlap=false; splines=true; sep=\"+18\"; fontname=\"sans-serif\";\n  \
+        "graph \"tunnel-mesh\" {\n  layout=neato; overlap=false; overlap_shrink=false; splines=true; sep=\"+18\"; fontname=\"sans-serif\";\n  \
          node [shape=box, style=\"rounded,filled\", fillcolor=\"#f5f7fa\", color=\"#5f6b7a\", fontname=\"sans-serif\"];\n  \
          edge [fontname=\"sans-serif\", fontsize=10, penwidth=2];\n",
     );
@@ -26,6 +26,12 @@ pub fn render(mesh: &Mesh) -> String {
             escape(&tenant.key())
         ));
     }
+    // Room for the longest label between two hosts, in inches.
+    let label = |edge: &Edge<'_>| match edge {
+        Edge::Link(link) => mesh.label(link).chars().count(),
+        Edge::Spoke { .. } => 0,
+    };
+    let len = 2.5 + 0.075 * edges.iter().map(label).max().unwrap_or(0).min(60) as f64;
     for edge in &edges {
         let color = mesh.tenants[edge.tenant()].color;
         match edge {
@@ -40,7 +46,7 @@ pub fn render(mesh: &Mesh) -> String {
                     Mark::Declared | Mark::Active => "",
                 };
                 out.push_str(&format!(
-                    "  h{} -- h{} [color=\"{color}\", fontcolor=\"{color}\", len=3, label=\"{}\"{style}];\n",
+                    "  h{} -- h{} [color=\"{color}\", fontcolor=\"{color}\", len={len:.1}, label=\"{}\"{style}];\n",
                     link.hosts.0,
                     link.hosts.1,
                     escape(&mesh.label(link))

@@ -178,7 +178,7 @@ impl Mesh {
                 });
                 tenant.ids.insert(mapping.key.id);
                 tenant.tunnels.insert(mapping.key.tunnel.to_string());
-                if let Some(port) = &mapping.generated {
+                if let Some(port) = mapping.generated.as_ref().filter(|port| !port.bridge.is_empty()) {
                     tenant.bridge = Some(port.bridge.clone());
                 }
                 let live = part.live.as_ref().map(|live| {

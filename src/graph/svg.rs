@@ -146,10 +146,13 @@ impl Picture<'_> {
         // What stands out lies on top.
         links.sort_by_key(|link| link.mark);
         let order: BTreeMap<usize, usize> = labels.keys().enumerate().map(|(n, host)| (*host, n)).collect();
+        let mut signs = Vec::new();
         for link in links {
             let apart = order[&link.hosts.1].abs_diff(order[&link.hosts.0]);
-            self.link(x, self.room[t], tenant.color, link, apart, strong);
+            signs.extend(self.link(x, self.room[t], tenant.color, link, apart, strong));
         }
+        // On top of every track.
+        signs.into_iter().for_each(|(x, y, mark)| self.sign(x, y, mark));
         for (host, label) in labels {
             let y = self.row(host);
             self.put(format_args!(
@@ -184,8 +187,16 @@ impl Picture<'_> {
         ));
     }
 
-    /// One track; `apart`: how many stations of the tenant it spans.
-    fn link(&mut self, x: f64, room: f64, color: &str, link: &Link, apart: usize, strong: bool) {
+    /// One track; `apart`: how many stations of the tenant it spans. Returns where it has which sign.
+    fn link(
+        &mut self,
+        x: f64,
+        room: f64,
+        color: &str,
+        link: &Link,
+        apart: usize,
+        strong: bool,
+    ) -> Option<(f64, f64, Mark)> {
         let (from, to) = (self.row(link.hosts.0), self.row(link.hosts.1));
         let notable = link.mark.stands_out();
         // A curve goes three quarters of the way to its handles.
@@ -208,9 +219,7 @@ impl Picture<'_> {
             "<path d=\"M{x} {from}C{handle:.1} {from} {handle:.1} {to} {x} {to}\" fill=\"none\" stroke=\"{color}\" \
              stroke-width=\"{width}\" stroke-opacity=\"{opacity}\"{dash}><title>{told}</title></path>"
         ));
-        if notable {
-            self.sign(x + bulge, (from + to) / 2.0, link.mark);
-        }
+        notable.then_some((x + bulge, (from + to) / 2.0, link.mark))
     }
 
     /// The sign of a state.

@@ -4,7 +4,7 @@
 //! rules, IPsec policies, netfilter chains and other people's TC programs of the ordinary path then don't see them. Here
 //! stands what there is of those, and whether it could mean a given [`Flow`]: in doubt it does.
 
-use super::Prefix;
+use super::{LaneReason, Prefix};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -68,14 +68,14 @@ pub enum Obstacle<'a> {
 }
 
 impl Obstacle<'_> {
-    /// Stable name of its kind.
-    pub fn code(&self) -> &'static str {
+    /// Its kind.
+    pub fn reason(&self) -> LaneReason {
         match self {
-            Self::Rule(_) => "routing-rule",
-            Self::Ipsec(_) | Self::IpsecBlocks => "ipsec",
-            Self::Netfilter(_) => "netfilter",
-            Self::Program(_) => "tc-program",
-            Self::Unread(_) => "unread",
+            Self::Rule(_) => LaneReason::RoutingRule,
+            Self::Ipsec(_) | Self::IpsecBlocks => LaneReason::Ipsec,
+            Self::Netfilter(_) => LaneReason::Netfilter,
+            Self::Program(_) => LaneReason::TcProgram,
+            Self::Unread(_) => LaneReason::Unread,
         }
     }
 }

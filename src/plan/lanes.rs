@@ -29,8 +29,13 @@ pub struct Why {
 }
 
 impl Why {
-    fn new(code: &'static str, what: impl Into<Cow<'static, str>>) -> Self {
-        Self { code: code.into(), what: what.into() }
+    fn new(reason: LaneReason, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { code: reason.name().into(), what: what.into() }
+    }
+
+    /// The kind of reason; `None` where another version has told of one that this one doesn't know.
+    pub fn reason(&self) -> Option<LaneReason> {
+        LaneReason::ALL.iter().copied().find(|reason| reason.name() == self.code)
     }
 }
 
@@ -108,7 +113,7 @@ impl<'a> Lanes<'a> {
                 if !here.contains(name.as_str()) && here.len() == UNDERLAY_PORTS_MAX {
                     let what =
                         format!("its underlay device carries {UNDERLAY_PORTS_MAX} tunnels in the fast lane already");
-                    way.underlay = Err(Why::new("too-many-tunnels", what));
+                    way.underlay = Err(Why::new(LaneReason::TooManyTunnels, what));
                 } else {
                     here.insert(name);
                 }
@@ -156,8 +161,9 @@ impl<'a> Lanes<'a> {
     }
 }
 
-/// Of a mapping whose tunnel the files don't have (any more).
-static NO_TUNNEL: Why = Why { code: Cow::Borrowed("no-tunnel"), what: Cow::Borrowed("its tunnel isn't declared") };
+/// Of a mapping whose tunnel isn't there.
+static NO_TUNNEL: Why =
+    Why { code: Cow::Borrowed(LaneReason::NoSourceAddress.name()), what: Cow::Borrowed("its tunnel isn't declared") };
 
 /// The far hosts of each tunnel, by family; not gathered where nothing could be in the way.
 #[derive(Debug, Default)]
@@ -184,24 +190,24 @@ impl<'a> Remotes<'a> {
 const LOOPBACK: &str = "lo";
 
 fn ways(tunnel: &Tunnel, ipv6: bool, desired: &Desired, observed: &Observed) -> Ways {
-    let both = |code, what: String| {
-        let why = Why::new(code, what);
+    let both = |reason, what: String| {
+        let why = Why::new(reason, what);
         Ways { out: Err(why.clone()), out_unsure: None, barred: BTreeMap::new(), underlay: Err(why) }
     };
     if tunnel.fast == Fast::Off {
-        return both("fast-off", "the topology says `fast: off`".to_owned());
+        return both(LaneReason::FastOff, "the topology says `fast: off`".to_owned());
     }
     let (geneve, port) = match (tunnel.kind, tunnel.port.or(tunnel.kind.default_port())) {
         (TunnelKind::Vxlan, Some(port)) => (false, port),
         (TunnelKind::Geneve, Some(port)) => (true, port),
-        _ => return both("kind", format!("there is no fast lane for {}", tunnel.kind)),
+        _ => return both(LaneReason::Kind, format!("there is no fast lane for {}", tunnel.kind)),
     };
     let Some(local) = source(tunnel, ipv6) else {
         let family = if ipv6 { "IPv6" } else { "IPv4" };
-        return both("no-source-address", format!("the tunnel has no {family} source address"));
+        return both(LaneReason::NoSourceAddress, format!("the tunnel has no {family} source address"));
     };
     let Some(holder) = holder(local, observed) else {
-        return both("no-source-address", format!("{local} isn't an address of this host"));
+        return both(LaneReason::NoSourceAddress, format!("{local} isn't an address of this host"));
     };
     // An address of the loopback device says nothing of the way out, which may well be asked for.
     let asked_for = tunnel.fast == Fast::On && holder.name == LOOPBACK;
@@ -218,10 +224,10 @@ fn ways(tunnel: &Tunnel, ipv6: bool, desired: &Desired, observed: &Observed) -> 
     let out_unsure = unsure.then(|| {
         let what = "over IPv6 the fast lane sends no UDP checksum, and nothing says that the remote takes that; say \
                     `checksum: false` if it does";
-        Why::new("checksum", what)
+        Why::new(LaneReason::Checksum, what)
     });
     let underlay = if ipv6 && !takes_zero_checksum6(tunnel, observed) {
-        Err(Why::new("checksum", "its device takes no IPv6 packets without a UDP checksum"))
+        Err(Why::new(LaneReason::Checksum, "its device takes no IPv6 packets without a UDP checksum"))
     } else {
         fits.map(|()| holder.ifindex)
     };
@@ -250,13 +256,13 @@ fn look_around(way: &mut Ways, tunnel: &Tunnel, observed: &Observed, remotes: &B
         let (name, ifindex) = (device.name.as_str(), device.ifindex);
         let flow = Flow { local, remote, port, tunnel: &tunnel.name, device: name, ifindex };
         match observed.underlay.obstacle_out(&flow) {
-            Some(obstacle) => drop(way.barred.insert(remote, Why::new(obstacle.code(), obstacle.to_string()))),
+            Some(obstacle) => drop(way.barred.insert(remote, Why::new(obstacle.reason(), obstacle.to_string()))),
             None => open = true,
         }
         if way.underlay.is_ok()
             && let Some(obstacle) = observed.underlay.obstacle_in(&flow)
         {
-            way.underlay = Err(Why::new(obstacle.code(), obstacle.to_string()));
+            way.underlay = Err(Why::new(obstacle.reason(), obstacle.to_string()));
         }
     }
     // Nobody would take it: then the tunnel device needn't forward either.
@@ -271,9 +277,11 @@ fn look_around(way: &mut Ways, tunnel: &Tunnel, observed: &Observed, remotes: &B
 /// The fast lane sends UDP without a checksum.
 fn outer_checksum(tunnel: &Tunnel, ipv6: bool) -> Result<(), Why> {
     match tunnel.checksum {
-        Some(true) => Err(Why::new("checksum", "the topology says `checksum: true`, which the tunnel device fills in")),
+        Some(true) => {
+            Err(Why::new(LaneReason::Checksum, "the topology says `checksum: true`, which the tunnel device fills in"))
+        }
         None if ipv6 && !tunnel.create && tunnel.fast == Fast::Auto => Err(Why::new(
-            "checksum",
+            LaneReason::Checksum,
             "over IPv6 the fast lane sends no UDP checksum, and tunnel devices that others make drop that; say \
              `checksum: false` if they don't",
         )),
@@ -292,7 +300,7 @@ fn forwarding(tunnel: &Tunnel, ipv6: bool, observed: &Observed) -> Result<(), Wh
     let ours = tunnel.create && link.is_none_or(|l| observed.instance.made(l.alias.as_deref()).is_some());
     if !ours {
         let what = format!("{setting} is 0: set it to 1, or let tunnel-mesh make the device with `create: true`");
-        return Err(Why::new("forwarding", what));
+        return Err(Why::new(LaneReason::Forwarding, what));
     }
     // The kernel forgets such routes when any link begins to forward.
     if ipv6 && let Some(&ifindex) = observed.underlay.learned_defaults.first() {
@@ -301,11 +309,11 @@ fn forwarding(tunnel: &Tunnel, ipv6: bool, observed: &Observed) -> Result<(), Wh
             "{setting} is 0, and with 1 the kernel would forget the default route that it learned from a router on {name}: \
              set net.ipv6.conf.{name}.accept_ra to 2"
         );
-        return Err(Why::new("learned-route", what));
+        return Err(Why::new(LaneReason::LearnedRoute, what));
     }
     if ipv6 && !observed.features.forwarding6 {
         let what = format!("{setting} is 0 and can't be set from here (/proc/sys is read-only): set it to 1");
-        return Err(Why::new("forwarding", what));
+        return Err(Why::new(LaneReason::Forwarding, what));
     }
     Ok(())
 }
@@ -319,28 +327,28 @@ fn underlay_fits(tunnel: &Tunnel, link: &Link, desired: &Desired, observed: &Obs
     let master = |link: &Link| link.master.and_then(|master| observed.link_by_index(master));
     let vrf = |link: &Link| master(link).filter(|master| master.kind == "vrf").map(|master| &master.name);
     if link.kind == "vrf" {
-        return Err(Why::new("routing-domain", format!("its source address is in the VRF {name}")));
+        return Err(Why::new(LaneReason::RoutingDomain, format!("its source address is in the VRF {name}")));
     }
     if let Some(vrf) = vrf(link) {
-        return Err(Why::new("routing-domain", format!("{name} is in the VRF {vrf}")));
+        return Err(Why::new(LaneReason::RoutingDomain, format!("{name} is in the VRF {vrf}")));
     }
     if let Some(vrf) = observed.link(&tunnel.name).and_then(vrf) {
-        return Err(Why::new("routing-domain", format!("the tunnel device is in the VRF {vrf}")));
+        return Err(Why::new(LaneReason::RoutingDomain, format!("the tunnel device is in the VRF {vrf}")));
     }
     let ours = observed.instance.made(link.alias.as_deref()).is_some();
     if ours || link.tunnel.is_some() || desired.mappings.contains_key(name.as_str()) {
-        return Err(Why::new("underlay-device", format!("{name} belongs to a tunnel or tenant itself")));
+        return Err(Why::new(LaneReason::UnderlayDevice, format!("{name} belongs to a tunnel or tenant itself")));
     }
     if link.mac.is_none_or(|mac| mac == [0; 6]) {
-        return Err(Why::new("underlay-device", format!("{name} isn't an Ethernet device")));
+        return Err(Why::new(LaneReason::UnderlayDevice, format!("{name} isn't an Ethernet device")));
     }
     if tunnel.fast == Fast::Auto && !CARRIERS.contains(&link.kind.as_str()) {
         let what = format!("{name} is a {} device, on which the fast lane isn't tried unasked", link.kind);
-        return Err(Why::new("underlay-device", what));
+        return Err(Why::new(LaneReason::UnderlayDevice, what));
     }
     if let Some(master) = master(link) {
         let what = format!("{name} is a port of {}, which takes its packets first", master.name);
-        return Err(Why::new("underlay-device", what));
+        return Err(Why::new(LaneReason::UnderlayDevice, what));
     }
     Ok(())
 }

@@ -298,3 +298,14 @@ fn where_nobody_takes_the_fast_lane_the_device_need_not_forward() {
     let mapping = one.desired.mappings.values().next().unwrap();
     assert!(matches!(lanes.lane(mapping), Lane::Device(_)));
 }
+
+#[test]
+fn the_document_lists_every_reason_and_no_other() {
+    let document = include_str!("../../docs/lanes.md");
+    let table = document.lines().skip_while(|l| !l.starts_with("| code |")).skip(2).take_while(|l| l.starts_with('|'));
+    let listed: Vec<&str> = table.map(|row| row.split('`').nth(1).unwrap_or(row)).collect();
+    let mut all: Vec<&str> = LaneReason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(listed.len(), all.len(), "{listed:?}");
+    all.retain(|name| !listed.contains(name));
+    assert!(all.is_empty(), "docs/lanes.md doesn't list {all:?}");
+}

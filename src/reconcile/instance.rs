@@ -21,6 +21,16 @@ impl Paths {
     pub fn socket(&self) -> PathBuf {
         self.run.join("control.sock")
     }
+
+    /// Checks that pins can be where they are to be. Elsewhere nothing would be seen of what is live, as inside `ip netns
+    /// exec`, which hides them.
+    ///
+    /// # Errors
+    ///
+    /// Where that isn't a BPF file system, with what to do about it.
+    pub fn check_pins(&self) -> Result<()> {
+        crate::bpf::check_place(&self.pins)
+    }
 }
 
 /// The writer's lock on a pin directory, held until dropped.

@@ -2,11 +2,10 @@
 
 use crate::site::*;
 use crate::world::*;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::process::{Signal, Uid};
+use rustix::fs::inotify::{self, WatchFlags};
+use rustix::process::Signal;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::chown;
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard};
 
@@ -44,45 +43,13 @@ pub fn overflow() {
     assert!(daemon.log().contains("inotify's queue overflowed"), "{}", daemon.log());
 }
 
-/// Opens inotify instances as that user until there are no more, or as many as said.
-fn use_up_instances(most: usize) -> Vec<OwnedFd> {
-    let as_user = std::thread::spawn(move || {
-        // Of this thread only.
-        let user = Uid::from_raw(USER);
-        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
-        let mut held = Vec::new();
-        while held.len() < most {
-            match inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC) {
-                Ok(instance) => held.push(instance),
-                Err(error) => {
-                    assert_eq!(error, rustix::io::Errno::MFILE);
-                    break;
-                }
-            }
-        }
-        held
-    });
-    as_user.join().unwrap()
-}
-
 /// The daemon as that user, with the two capabilities it needs.
 fn modest(site: &Site) -> Modest {
     let host = &site.host;
-    drop(fs::create_dir(&host.pins));
-    for owned in [host.pins.as_path(), host.files.path()] {
-        chown(owned, Some(USER), Some(USER)).unwrap();
-    }
-    let command = host.command(&["run", "-v"]);
-    let caps = "-all,+bpf,+net_admin";
-    let mut words = vec!["setpriv".to_owned(), format!("--reuid={USER}"), format!("--regid={USER}")];
-    words.push("--clear-groups".to_owned());
-    words.extend(["inh-caps", "ambient-caps", "bounding-set"].map(|set| format!("--{set}={caps}")));
-    words.extend(command.get_args().skip(1).map(|a| a.to_string_lossy().into_owned()));
-    let mut wrapped = host.netns.spawnable(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    user::give(host, USER);
+    let mut wrapped = user::command(host, USER, &["run", "-v"]);
     let log = host.files.path().join("daemon.log");
-    let child =
-        wrapped.stderr(fs::File::create(&log).unwrap()).stdout(Stdio::null()).stdin(Stdio::null()).spawn().unwrap();
+    let child = wrapped.stderr(fs::File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
     Modest(child)
 }
 
@@ -126,7 +93,7 @@ fn polls(sysctl: &str, held: Vec<OwnedFd>) {
 
 pub fn instances() {
     let _alone = alone();
-    let held = use_up_instances(usize::MAX);
+    let held = user::use_up_instances(USER, usize::MAX);
     assert_eq!(held.len(), limit("max_user_instances"));
     polls("fs.inotify.max_user_instances", held);
 }
@@ -134,7 +101,7 @@ pub fn instances() {
 pub fn watches() {
     let _alone = alone();
     // A watch is an instance on a file: few files do.
-    let instances = use_up_instances((limit("max_user_instances") - 8).min(400));
+    let instances = user::use_up_instances(USER, (limit("max_user_instances") - 8).min(400));
     let directory = tempfile::tempdir().unwrap();
     let files = limit("max_user_watches") / instances.len() + 1;
     let paths: Vec<_> = (0..files).map(|n| directory.path().join(n.to_string())).collect();

@@ -10,6 +10,7 @@ pub mod harness;
 pub mod live;
 pub mod pair;
 pub mod stream;
+pub mod user;
 
 use harness::Netns;
 use std::path::{Path, PathBuf};

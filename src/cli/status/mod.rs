@@ -4,7 +4,7 @@ mod amount;
 mod text;
 mod watch;
 
-use super::{Exit, Format, Global, paint::Paint, print, print_json};
+use super::{Exit, Format, Global, print, print_json};
 use crate::files::accepted::Accepted;
 use crate::model::Moment;
 use crate::reconcile::Reconciler;
@@ -14,7 +14,6 @@ use crate::reconcile::rates::SHORTEST;
 use crate::reconcile::status::Status;
 use crate::reconcile::tell::{Memory, read_status};
 use anyhow::{Result, anyhow, bail};
-use std::io::IsTerminal;
 use std::time::{Duration, Instant, SystemTime};
 
 #[derive(Debug, clap::Args)]
@@ -78,10 +77,7 @@ impl StatusArgs {
             if there || late {
                 match self.format {
                     Format::Json => print_json(&status)?,
-                    Format::Text => {
-                        let paint = Paint(global.colored(std::io::stdout().is_terminal()));
-                        print(&text::text(&status, Moment::from(SystemTime::now()), paint))?;
-                    }
+                    Format::Text => print(&text::text(&status, Moment::from(SystemTime::now()), global.page()))?,
                 }
                 return Ok(if there { Exit::Done } else { Exit::TimedOut });
             }
@@ -101,5 +97,6 @@ pub(super) async fn read(global: &Global, memory: &mut Memory) -> Result<Status>
     }
     let intent = Accepted::load(&paths.state)?;
     let kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+    paths.check_pins()?;
     read_status(&mut Reconciler::new(kernel), intent.as_ref(), memory).await
 }

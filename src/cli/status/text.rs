@@ -2,6 +2,7 @@
 
 use super::amount::{ago, bits, bytes, count, rate};
 use crate::cli::lanes;
+use crate::cli::page::{Page, shown};
 use crate::cli::paint::Paint;
 use crate::model::{HookKind, Moment};
 use crate::plan::Reason;
@@ -12,19 +13,26 @@ use std::collections::BTreeMap;
 /// Unknown keys that are listed; `--format json` has them all.
 const UNKNOWN_SHOWN: usize = 20;
 
-pub(super) fn text(status: &Status, now: Moment, paint: Paint) -> String {
+pub(super) fn text(status: &Status, now: Moment, page: Page) -> String {
     let mut out = String::new();
-    push_health(&mut out, status, now, paint);
-    push_tunnels(&mut out, status, paint);
-    push_mappings(&mut out, status, now, paint);
-    push_attachments(&mut out, status, paint);
-    push_unknown(&mut out, status, paint);
-    push_drops(&mut out, status, paint);
-    out
+    push_health(&mut out, status, now, page);
+    push_tunnels(&mut out, status, page);
+    push_mappings(&mut out, status, now, page);
+    push_attachments(&mut out, status, page);
+    push_unknown(&mut out, status, page.paint);
+    push_drops(&mut out, status, page);
+    page.fold(&out)
 }
 
-fn push_health(out: &mut String, status: &Status, now: Moment, paint: Paint) {
-    let mut field = |name: &str, value: &str| out.push_str(&format!("{} {value}\n", paint.bold(&format!("{name:<9}"))));
+/// Column in which the values of the first lines begin.
+const VALUES: usize = 10;
+
+fn push_health(out: &mut String, status: &Status, now: Moment, page: Page) {
+    let paint = page.paint;
+    let mut field = |name: &str, value: &str| {
+        let line = format!("{} {value}", paint.bold(&format!("{name:<9}")));
+        out.push_str(&(page.hang(&line, VALUES) + "\n"));
+    };
     let daemon = &status.daemon;
     match (daemon.running, daemon.pid) {
         (true, Some(pid)) => {
@@ -64,17 +72,19 @@ fn push_health(out: &mut String, status: &Status, now: Moment, paint: Paint) {
         out.push_str(&indent(error));
     }
     if let Some(error) = &daemon.watch_error {
-        out.push_str(&format!("{} {error}: looking every second instead\n", paint.yellow("problem  ")));
+        let line = format!("{} {error}: looking every second instead", paint.yellow("problem  "));
+        out.push_str(&(page.hang(&line, VALUES) + "\n"));
     }
     for error in &status.errors {
-        out.push_str(&format!("{} {error}\n", paint.red("error    ")));
+        out.push_str(&(page.hang(&format!("{} {error}", paint.red("error    ")), VALUES) + "\n"));
     }
     for problem in &status.problems {
-        out.push_str(&format!("{} {problem}\n", paint.yellow("problem  ")));
+        out.push_str(&(page.hang(&format!("{} {problem}", paint.yellow("problem  ")), VALUES) + "\n"));
     }
 }
 
-fn push_tunnels(out: &mut String, status: &Status, paint: Paint) {
+fn push_tunnels(out: &mut String, status: &Status, page: Page) {
+    let paint = page.paint;
     if status.tunnels.is_empty() {
         return;
     }
@@ -91,10 +101,11 @@ fn push_tunnels(out: &mut String, status: &Status, paint: Paint) {
         ])
         .with(t.why.clone())
     });
-    table(out, rows.collect());
+    table(out, rows.collect(), &[0, 2, 5, 4, 3, 1, 6], page);
 }
 
-fn push_mappings(out: &mut String, status: &Status, now: Moment, paint: Paint) {
+fn push_mappings(out: &mut String, status: &Status, now: Moment, page: Page) {
+    let paint = page.paint;
     if status.mappings.is_empty() {
         return;
     }
@@ -119,7 +130,7 @@ fn push_mappings(out: &mut String, status: &Status, now: Moment, paint: Paint) {
         .with(m.why.clone())
         .with(lost(m))
     });
-    table(out, rows.collect());
+    table(out, rows.collect(), &[0, 4, 2, 7, 1, 3, 5, 6, 8, 9], page);
     let (summary, reasons) = lanes::lines(status.mappings.iter().map(|m| (m.address.as_str(), &m.lanes)));
     out.push_str(&format!("\n{} {summary}\n", paint.bold("lanes:")));
     reasons.iter().for_each(|line| out.push_str(&format!("  {line}\n")));
@@ -158,7 +169,8 @@ fn way(name: &str, packets: u64, amount: u64, rates: Option<(f64, f64)>) -> Stri
     }
 }
 
-fn push_attachments(out: &mut String, status: &Status, paint: Paint) {
+fn push_attachments(out: &mut String, status: &Status, page: Page) {
+    let paint = page.paint;
     if status.attachments.is_empty() {
         return;
     }
@@ -172,7 +184,7 @@ fn push_attachments(out: &mut String, status: &Status, paint: Paint) {
             place(a),
         ])
     });
-    table(out, rows.collect());
+    table(out, rows.collect(), &[0, 1, 3, 4, 2], page);
 }
 
 /// The place in the chain: `alone`, or `2 of 3: before it …, behind it …`.
@@ -222,16 +234,16 @@ fn push_unknown(out: &mut String, status: &Status, paint: Paint) {
     }
 }
 
-fn push_drops(out: &mut String, status: &Status, paint: Paint) {
+fn push_drops(out: &mut String, status: &Status, page: Page) {
     if status.dropped.is_empty() {
         return;
     }
-    out.push_str(&format!("\n{}\n", paint.bold("drops by reason, all together")));
+    out.push_str(&format!("\n{}\n", page.paint.bold("drops by reason, all together")));
     let rows = status.dropped.iter().map(|(reason, number)| {
         let meaning = crate::model::DropReason::named(reason).map_or("", crate::model::DropReason::meaning);
         Row::from(vec![reason.clone(), count(*number), meaning.to_owned()])
     });
-    table(out, rows.collect());
+    table(out, rows.collect(), &[0, 1, 2], page);
 }
 
 fn painted(state: State, paint: Paint) -> String {
@@ -271,31 +283,45 @@ impl Row {
     }
 }
 
-/// Pushes rows with aligned columns.
-fn table(out: &mut String, rows: Vec<Row>) {
+/// Pushes rows with aligned columns. Where they are wider than the terminal, those of the highest ranks go below their row.
+fn table(out: &mut String, rows: Vec<Row>, ranks: &[u8], page: Page) {
     let columns = rows.iter().map(|r| r.cells.len()).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|r| r.cells.get(column)).map(|c| shown(c)).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
+    let fitting = fitting(&widths, ranks, page.width);
     for row in &rows {
         let mut line = String::from(" ");
-        for (cell, width) in row.cells.iter().zip(&widths).filter(|(_, w)| **w > 0) {
-            line.push_str(&format!(" {cell}{} ", " ".repeat(width - shown(cell))));
+        let mut below = Vec::new();
+        for ((cell, width), fits) in row.cells.iter().zip(&widths).zip(&fitting).filter(|((_, w), _)| **w > 0) {
+            if *fits {
+                line.push_str(&format!(" {cell}{} ", " ".repeat(width - shown(cell))));
+            } else if !cell.is_empty() {
+                below.push(cell.as_str());
+            }
         }
         out.push_str(line.trim_end());
         out.push('\n');
+        if !below.is_empty() {
+            out.push_str(&(page.hang(&format!("      {}", below.join("  ")), 6) + "\n"));
+        }
         row.details.iter().for_each(|detail| out.push_str(&format!("      {detail}\n")));
     }
 }
 
-/// Characters that a cell takes on the screen: colours take none.
-pub(super) fn shown(cell: &str) -> usize {
-    let mut colour = false;
-    let takes_place = |c: &char| {
-        let hidden = colour || *c == '\x1b';
-        colour = hidden && *c != 'm';
-        !hidden
-    };
-    cell.chars().filter(takes_place).count()
+/// Which columns of these widths fit beside each other, the lowest ranks first.
+fn fitting(widths: &[usize], ranks: &[u8], room: Option<usize>) -> Vec<bool> {
+    let mut by_rank: Vec<usize> = (0..widths.len()).filter(|n| widths[*n] > 0).collect();
+    by_rank.sort_by_key(|n| ranks.get(*n));
+    let mut fitting = vec![room.is_none(); widths.len()];
+    let mut used = 0;
+    for n in by_rank {
+        // Two spaces before each.
+        if room.is_none_or(|room| used == 0 || used + 2 + widths[n] <= room) {
+            fitting[n] = true;
+            used += 2 + widths[n];
+        }
+    }
+    fitting
 }
 
 fn indent(text: &str) -> String {

@@ -3,14 +3,15 @@
 use super::amount::{bits, bytes, count, rate};
 use super::read;
 use super::text::{changed, dropped, text};
+use crate::cli::page::{Page, cut, shown};
 use crate::cli::paint::Paint;
-use crate::cli::{Exit, Format, Global};
+use crate::cli::{Exit, Format, Global, streams};
 use crate::model::Moment;
 use crate::reconcile::rates::Rates;
 use crate::reconcile::status::{MappingStatus, State, Status};
 use crate::reconcile::tell::Memory;
 use anyhow::{Context, Result};
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -20,8 +21,9 @@ const USUAL_SIZE: (usize, usize) = (80, 24);
 /// Runs until a signal, or until nobody reads any more.
 pub(super) async fn run(global: &Global, memory: &mut Memory, format: Format, pause: Duration) -> Result<Exit> {
     let mut signals = Signals::open()?;
-    let terminal = std::io::stdout().is_terminal() && matches!(format, Format::Text);
-    let paint = Paint(global.colored(std::io::stdout().is_terminal()));
+    let Page { paint, width } = global.page();
+    // One that can't write over what is there gets one text after the other.
+    let terminal = width.is_some() && matches!(format, Format::Text) && !streams::is_dumb();
     let mut last = read(global, memory).await?;
     // Kept for as long as the table is shown, whatever ends it.
     let _screen = if terminal { Some(Screen::enter()?) } else { None };
@@ -36,7 +38,7 @@ pub(super) async fn run(global: &Global, memory: &mut Memory, format: Format, pa
             }
             Format::Text => {
                 let trouble = trouble.as_ref().map(|t| format!("error: {t}\n")).unwrap_or_default();
-                format!("{now}\n{trouble}{}\n", text(&last, now, paint))
+                format!("{now}\n{trouble}{}\n", text(&last, now, global.page()))
             }
         };
         if !put(&shown)? {
@@ -138,22 +140,23 @@ fn of_rates(m: &MappingStatus, tell: impl Fn(Rates) -> String) -> String {
     m.rates.map_or_else(|| "-".to_owned(), tell)
 }
 
-const COLUMNS: [Column; 13] = [
+const COLUMNS: [Column; 14] = [
     Column { heading: "MAPPING", rank: 0, right: false, cell: |m, _| m.address.clone() },
-    Column { heading: "TO", rank: 8, right: false, cell: |m, _| m.node.clone().unwrap_or_default() },
+    Column { heading: "TO", rank: 9, right: false, cell: |m, _| m.node.clone().unwrap_or_default() },
     Column { heading: "STATE", rank: 1, right: false, cell: |m, _| m.state.to_string() },
+    Column { heading: "LANE", rank: 7, right: false, cell: |m, _| m.lanes.word().to_owned() },
     Column { heading: "RX PKT", rank: 2, right: true, cell: |m, _| of_rates(m, |r| rate(r.rx_packets)) },
     Column { heading: "TX PKT", rank: 3, right: true, cell: |m, _| of_rates(m, |r| rate(r.tx_packets)) },
     Column { heading: "RX", rank: 4, right: true, cell: |m, _| of_rates(m, |r| bits(r.rx_bytes)) },
     Column { heading: "TX", rank: 5, right: true, cell: |m, _| of_rates(m, |r| bits(r.tx_bytes)) },
     Column { heading: "DROPS", rank: 6, right: true, cell: |m, _| of_rates(m, |r| rate(r.drops)) },
-    Column { heading: "DROPPED", rank: 7, right: true, cell: |m, _| count(m.traffic.drops.values().sum()) },
-    Column { heading: "RX ALL", rank: 10, right: true, cell: |m, _| bytes(m.traffic.rx_bytes) },
-    Column { heading: "TX ALL", rank: 11, right: true, cell: |m, _| bytes(m.traffic.tx_bytes) },
-    Column { heading: "KEY", rank: 9, right: false, cell: |m, _| format!("{{{}, {}, {}}}", m.tunnel, m.id, m.remote) },
+    Column { heading: "DROPPED", rank: 8, right: true, cell: |m, _| count(m.traffic.drops.values().sum()) },
+    Column { heading: "RX ALL", rank: 11, right: true, cell: |m, _| bytes(m.traffic.rx_bytes) },
+    Column { heading: "TX ALL", rank: 12, right: true, cell: |m, _| bytes(m.traffic.tx_bytes) },
+    Column { heading: "KEY", rank: 10, right: false, cell: |m, _| format!("{{{}, {}, {}}}", m.tunnel, m.id, m.remote) },
     Column {
         heading: "CHANGED",
-        rank: 12,
+        rank: 13,
         right: false,
         cell: |m, now| m.last_change.as_ref().map_or_else(String::new, |c| changed(c, now)),
     },
@@ -225,21 +228,28 @@ fn head(status: &Status, trouble: Option<&str>, now: Moment) -> Vec<String> {
     lines
 }
 
+/// Spaces between two columns.
+const GAP: usize = 2;
+
 /// The heading and a line for each mapping, of the columns that fit.
 fn table(mappings: &[&MappingStatus], now: Moment, room: usize) -> (String, Vec<String>) {
     let cells: Vec<Vec<String>> =
         COLUMNS.iter().map(|column| mappings.iter().map(|m| (column.cell)(m, now)).collect()).collect();
     let width = |n: usize| {
-        let longest = cells[n].iter().map(|c| c.chars().count()).max().unwrap_or(0);
+        let longest = cells[n].iter().map(|c| shown(c)).max().unwrap_or(0);
         longest.max(COLUMNS[n].heading.len())
     };
     let mut by_rank: Vec<usize> = (0..COLUMNS.len()).filter(|n| cells[*n].iter().any(|c| !c.is_empty())).collect();
     by_rank.sort_by_key(|n| COLUMNS[*n].rank);
+    let all: usize = by_rank.iter().map(|n| width(*n) + GAP).sum::<usize>().saturating_sub(GAP);
+    // Where not all fit, a sign behind the headings says so.
+    let more = all > room;
+    let table = room.saturating_sub(if more { GAP + 1 } else { 0 });
     let mut used = 0;
     let mut fitting = Vec::new();
     for n in by_rank {
-        used += width(n) + if fitting.is_empty() { 0 } else { 2 };
-        if used > room && !fitting.is_empty() {
+        used += width(n) + if fitting.is_empty() { 0 } else { GAP };
+        if used > table && !fitting.is_empty() {
             break;
         }
         fitting.push(n);
@@ -249,20 +259,14 @@ fn table(mappings: &[&MappingStatus], now: Moment, room: usize) -> (String, Vec<
         let padded: Vec<String> = fitting
             .iter()
             .map(|n| {
-                let (text, width) = (cell(*n), width(*n));
-                if COLUMNS[*n].right { format!("{text:>width$}") } else { format!("{text:<width$}") }
+                let text = cell(*n);
+                let spaces = " ".repeat(width(*n) - shown(&text));
+                if COLUMNS[*n].right { spaces + &text } else { text + &spaces }
             })
             .collect();
         cut(padded.join("  ").trim_end(), room)
     };
     let heading = line(&|n| COLUMNS[n].heading.to_owned());
+    let heading = if more { cut(&heading, table) + "  …" } else { heading };
     (heading, (0..mappings.len()).map(|row| line(&|n| cells[n][row].clone())).collect())
-}
-
-/// No longer than the screen is wide.
-fn cut(line: &str, room: usize) -> String {
-    if line.chars().count() <= room {
-        return line.to_owned();
-    }
-    line.chars().take(room.saturating_sub(1)).chain(['…']).collect()
 }
