@@ -36,6 +36,7 @@
 #define TM_CONF_FAST 0x4U        /* the underlay's program may decapsulate it */
 #define TM_CONF_GENEVE 0x8U      /* Geneve, else VXLAN */
 #define TM_CONF_ZERO_CSUM6 0x10U /* IPv6 packets without a UDP checksum are accepted */
+#define TM_CONF_GRE 0x20U        /* GRE, whose outer headers are smaller */
 
 /* tm_if_entry.flags */
 #define TM_IF_INHERIT_TTL 0x1U
@@ -99,7 +100,9 @@ struct tm_conf {
 	__u32 ifindex;
 	__u32 flags;
 	__u32 mark; /* for tc_index of a port's packets; 0: not written */
-	__u32 pad;
+	/* Of a tunnel: the largest packet that our underlay device has room for, over IPv4 in the lower half and over IPv6 in
+	 * the upper; 0: not known. */
+	__u32 room;
 	char name[16];
 	/*
 	 * Of an underlay device: tunnel index << 16 | UDP port in network order; the first 0 ends it. Of a tunnel that is

@@ -76,6 +76,12 @@ static __always_inline __u8 ecn_inside(const __u8 *ip, __u16 eth_type)
 	return 0;
 }
 
+/* The protocol that the inner IP header says. */
+static __always_inline __u8 inner_protocol(struct __sk_buff *skb, __u32 overhead, __u16 eth_type)
+{
+	return frame_word(skb, TM_ETH + overhead + (eth_type == bpf_htons(ETH_P_IP) ? 9 : 6)) >> 56;
+}
+
 /* A tunnel of ours whose packets are decapsulated here, by the destination port. */
 static __always_inline const volatile struct tm_conf *tunnel_to(const volatile struct tm_conf *underlay, __be16 port,
 								struct outer *outer)
@@ -228,6 +234,10 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	/* Unless it is told, the helper takes the outer family's header for the least that has to be left. */
 	if (ip && outer.eth_type != skb->protocol && (slot & TM_SLOT_ENDPOINT || length < outer.overhead + TM_ETH + 40))
 		how |= outer.eth_type == bpf_htons(ETH_P_IP) ? TM_DECAP_L3_IPV4 : TM_DECAP_L3_IPV6;
+	/* What else is GSO has to be told that it is no longer in a tunnel, which only the kernel does (iptunnel_pull_offloads);
+	 * TCP goes without where it ends here. */
+	if (skb->gso_size && inner_protocol(skb, outer.overhead, outer.eth_type) != TM_TCP)
+		return TC_ACT_UNSPEC;
 	/* The tunnel device drops what is too short to be what it says. */
 	if (ip && length < outer.overhead + TM_ETH + (outer.eth_type == bpf_htons(ETH_P_IP) ? 20 : 40))
 		return TC_ACT_UNSPEC;

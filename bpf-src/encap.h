@@ -8,7 +8,6 @@
 #ifndef TM_ENCAP_H
 #define TM_ENCAP_H
 
-#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
@@ -19,6 +18,7 @@
 #include "outer.h"
 #include "too_big.h"
 #include "tunnel_key.h"
+#include "way.h"
 #include "words.h"
 
 /* What is read of an inner IP packet before it is wrapped. */
@@ -75,87 +75,6 @@ static __always_inline __u32 flow_of(struct __sk_buff *skb, const __u8 *data, co
 			sum = mix(sum, *(const __u32 *)(ip + 40));
 	}
 	return (__u32)(sum >> 32) | 1;
-}
-
-/* The word of struct bpf_fib_lookup that has the family, the protocol, both ports and the length. */
-static __always_inline __u64 fib_flow(__u8 family, __be16 sport, __be16 dport, __u16 length)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return family | (__u64)TM_UDP << 8 | (__u64)sport << 16 | (__u64)dport << 32 | (__u64)length << 48;
-#else
-	return (__u64)family << 56 | (__u64)TM_UDP << 48 | (__u64)sport << 32 | (__u64)dport << 16 | length;
-#endif
-}
-
-/*
- * Looks the way to the remote up: gives the device and the next hop. Returns what bpf_fib_lookup says.
- *
- * The look-up is made as if the tunnel device forwarded the packet, since the kernel looks up for a device that
- * forwards only; for sending, the tunnel device's own look-up has the same answer.
- */
-static __always_inline long find_way(struct __sk_buff *skb, const __u64 *entry, __u32 from, __u64 flow, __u8 tos,
-				     __u64 *way)
-{
-	const __u64 *remote = &entry[2], *local = &entry[4];
-	int v4 = words_are_v4(remote);
-
-	_Static_assert(offsetof(struct bpf_fib_lookup, tot_len) == 6, "bpf_fib_lookup");
-	_Static_assert(offsetof(struct bpf_fib_lookup, ifindex) == 8, "bpf_fib_lookup");
-	_Static_assert(offsetof(struct bpf_fib_lookup, tos) == 12, "bpf_fib_lookup");
-	_Static_assert(offsetof(struct bpf_fib_lookup, ipv4_src) == 16, "bpf_fib_lookup");
-	_Static_assert(offsetof(struct bpf_fib_lookup, ipv4_dst) == 32, "bpf_fib_lookup");
-	_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "bpf_fib_lookup");
-	way[0] = flow;
-	if (v4) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-		way[1] = words_pair(from, tos);
-#else
-		way[1] = words_pair(from, (__u32)tos << 24);
-#endif
-		way[2] = words_pair(words_second(local[1]), 0);
-		way[3] = 0;
-		way[4] = words_pair(words_second(remote[1]), 0);
-		way[5] = 0;
-	} else {
-		way[1] = words_pair(from, bpf_htonl((__u32)tos << 20));
-		way[2] = local[0];
-		way[3] = local[1];
-		way[4] = remote[0];
-		way[5] = remote[1];
-	}
-	way[6] = 0;
-	way[7] = 0;
-	return bpf_fib_lookup(skb, (struct bpf_fib_lookup *)way, sizeof(struct bpf_fib_lookup), 0);
-}
-
-/* The MTU of a way that is too narrow: where fib_flow put the length. */
-static __always_inline __u32 way_mtu(const __u64 *way)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return way[0] >> 48;
-#else
-	return way[0] & 0xffff;
-#endif
-}
-
-/* Sends by the device and next hop that find_way gave. */
-static __always_inline int send_by(const __u64 *way)
-{
-	__u64 hop[3]; /* struct bpf_redir_neigh */
-	__u32 family;
-
-	_Static_assert(offsetof(struct bpf_redir_neigh, ipv4_nh) == 4, "bpf_redir_neigh");
-	_Static_assert(sizeof(struct bpf_redir_neigh) == 20, "bpf_redir_neigh");
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	family = way[0] & 0xff;
-#else
-	family = way[0] >> 56;
-#endif
-	hop[0] = words_pair(family, words_first(way[4]));
-	hop[1] = words_pair(words_second(way[4]), words_first(way[5]));
-	hop[2] = words_pair(words_second(way[5]), 0);
-	return bpf_redirect_neigh(words_first(way[1]), (struct bpf_redir_neigh *)hop, sizeof(struct bpf_redir_neigh),
-				  0);
 }
 
 /* Reads the inner packet. Returns 0 where it isn't one for the fast lane. */
@@ -272,15 +191,17 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 	if (outer > 0xffff)
 		return TM_TAKE_DEVICE;
 	if (gso_size) {
-		__u32 segment = segment_size(skb, gso_size);
 		__u64 unknown = 0;
+		int exact;
+		__u32 segment = segment_size(skb, gso_size, &exact);
 
 		/* What can't be told is left to the tunnel device where it doesn't fit into that. */
-		if (!segment && bpf_check_mtu(skb, device, (__u32 *)&unknown, 0, BPF_MTU_CHK_SEGS))
+		if (!exact && bpf_check_mtu(skb, device, (__u32 *)&unknown, 0, BPF_MTU_CHK_SEGS))
 			return TM_TAKE_DEVICE;
 		outer = segment ? segment + (v4 ? TM_OVERHEAD4 : TM_OVERHEAD6) : 0;
 	}
-	found = find_way(skb, entry, device, fib_flow(v4 ? 2 : 10, sport, dport, outer), tos, way);
+	ask_way(entry, device, fib_flow(v4 ? TM_INET : TM_INET6, sport, dport, outer), tos, way);
+	found = look_up(skb, way);
 	if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED && length > TM_NEVER_TOO_BIG)
 		return answer_too_big(skb, words_first(entry[0]), is_whole(entry),
 				      way_mtu(way) - (v4 ? TM_OVERHEAD4 : TM_OVERHEAD6));

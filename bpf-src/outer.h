@@ -19,6 +19,8 @@
 /* The same without the inner Ethernet header: what the outer packet has more than the inner frame. */
 #define TM_OUTER4 36
 #define TM_OUTER6 56
+/* What UDP and VXLAN or Geneve have more than GRE with a key. */
+#define TM_UDP_MORE 8
 
 #define TM_TCP 6
 #define TM_UDP 17
@@ -39,6 +41,14 @@
 /* Of bpf_skb_adjust_room; newer than some systems' headers. */
 #define TM_DECAP_L3_IPV4 (1ULL << 7)
 #define TM_DECAP_L3_IPV6 (1ULL << 8)
+
+/* Eight bytes of the frame, the first of them uppermost; 0 where it ends before. */
+static __always_inline __u64 frame_word(struct __sk_buff *skb, __u32 offset)
+{
+	__u64 word = 0;
+
+	return bpf_skb_load_bytes(skb, offset, &word, 8) ? 0 : bpf_be64_to_cpu(word);
+}
 
 static __always_inline __u16 fold(__u32 sum)
 {

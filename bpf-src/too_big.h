@@ -16,6 +16,9 @@
 #include <bpf/bpf_helpers.h>
 #include "abi.h"
 #include "counters.h"
+#include "outer.h"
+#include "tunnel_key.h"
+#include "way.h"
 #include "words.h"
 
 /* Not a verdict: the packet is as it was and has to take the tunnel device. */
@@ -36,6 +39,10 @@
 #define TM_ANSWER_EVERY_NS 1000000ULL
 #define TM_ANSWERS_AT_ONCE 50
 
+/* What no packet's size is, and gso_size of a packet whose parts have sizes of their own (GSO_BY_FRAGS). */
+#define TM_ANY_SIZE 0xffffffffU
+#define TM_GSO_BY_FRAGS 0xffff
+
 /* Bytes moved at a time while the answer is made. */
 #define TM_CHUNK 64
 
@@ -49,16 +56,7 @@
 #define TM_IP_DF 0x4000
 #define TM_IP_OFFSET 0x1fff
 #define TM_PROTO_ICMP 1
-#define TM_PROTO_TCP 6
 #define TM_PROTO_ICMPV6 58
-
-/* Eight bytes of the frame, the first of them uppermost; 0 where it ends before. */
-static __always_inline __u64 frame_word(struct __sk_buff *skb, __u32 offset)
-{
-	__u64 word = 0;
-
-	return bpf_skb_load_bytes(skb, offset, &word, 8) ? 0 : bpf_be64_to_cpu(word);
-}
 
 static __always_inline int is_vlan(__u32 type)
 {
@@ -81,11 +79,15 @@ static __always_inline __u32 network_header(struct __sk_buff *skb, __u32 *offset
 	return type;
 }
 
-/* Size of the largest packet that a GSO packet is cut into; 0 where only the kernel can tell. */
-static __always_inline __u32 segment_size(struct __sk_buff *skb, __u32 gso_size)
+/*
+ * Size of the largest packet that a GSO packet is cut into. Unless `exact` is set only the kernel can tell, and it is at
+ * least as much as that: what is UDP may be a tunnel, and have more headers.
+ */
+static __always_inline __u32 segment_size(struct __sk_buff *skb, __u32 gso_size, int *exact)
 {
 	__u32 offset, tags, length = 40, protocol;
 
+	*exact = 0;
 	switch (network_header(skb, &offset, &tags)) {
 	case ETH_P_IP:
 		length = (frame_word(skb, offset) >> 56 & 0xf) * 4;
@@ -97,29 +99,34 @@ static __always_inline __u32 segment_size(struct __sk_buff *skb, __u32 gso_size)
 	default:
 		return 0;
 	}
-	/* UDP may be GSO by itself or be a tunnel that carries it. */
-	if (protocol != TM_PROTO_TCP)
+	if (protocol == TM_TCP) {
+		/* Byte 12 of a TCP header: its length in words, in the upper half. */
+		length += (frame_word(skb, offset + length + 8) >> 28 & 0xf) * 4;
+		*exact = 1;
+	} else if (protocol == TM_UDP && gso_size != TM_GSO_BY_FRAGS) {
+		length += 8;
+	} else {
 		return 0;
-	/* Byte 12 of a TCP header: its length in words, in the upper half. */
-	length += (frame_word(skb, offset + length + 8) >> 28 & 0xf) * 4;
+	}
 	return tags * 4 + length + gso_size;
 }
 
 /*
  * Size of the largest packet that the wire will see. `device`: the tunnel device, by whose MTU the kernel is asked where
- * only the kernel can tell; the answer is then merely "as much as that" or "more".
+ * only the kernel can tell.
  */
-static __always_inline __u32 wire_size(struct __sk_buff *skb, __u32 device, __u32 device_mtu)
+static __always_inline __u32 wire_size(struct __sk_buff *skb, __u32 device)
 {
 	__u32 gso_size = skb->gso_size, size;
 	__u64 length = 0;
+	int exact;
 
 	if (!gso_size)
 		return skb->len - ETH_HLEN + (skb->vlan_present ? 4 : 0);
-	size = segment_size(skb, gso_size);
-	if (size)
-		return size;
-	return bpf_check_mtu(skb, device, (__u32 *)&length, 0, BPF_MTU_CHK_SEGS) ? device_mtu + 1 : device_mtu;
+	size = segment_size(skb, gso_size, &exact);
+	if (!exact && bpf_check_mtu(skb, device, (__u32 *)&length, 0, BPF_MTU_CHK_SEGS))
+		return TM_ANY_SIZE;
+	return size;
 }
 
 /* Whether one more answer may be sent for a slot on this CPU. */
@@ -351,23 +358,55 @@ unanswered:
 }
 
 /*
- * For what takes the tunnel device: answers a packet that it would have to fragment. Returns a verdict, or
- * TM_TAKE_DEVICE where the packet may go on. `whole`: as above.
+ * For what takes the tunnel device: the size of the largest packet that fits, if this one is larger; else 0. What fits is
+ * what the device's MTU allows, and the way to the remote: by its route or, where the kernel looks up none because the
+ * tunnel device doesn't forward, by the underlay device's MTU as `conf` has it. `way`: as ask_way left it.
+ *
+ * A function of its own: within handle_egress, the stacks of that and of answer_too_big would be more than 512 bytes.
  */
-static __always_inline int check_size(struct __sk_buff *skb, __u32 slot, __u32 device, int whole)
+static __noinline __u32 exceeded(struct __sk_buff *skb, __u32 tunnel, __u32 device, __u64 *way)
 {
+	const volatile struct tm_conf *settings = lookup_u32(&conf, tunnel);
+	int v4 = way_family(way) == TM_INET;
+	__u32 fits, room = 0;
 	__u64 length = 0;
-	__u32 mtu;
+
+	/* Gives the MTU, whatever it says of the packet. */
+	if (!settings || bpf_check_mtu(skb, device, (__u32 *)&length, 0, 0) < 0)
+		return 0;
+	fits = words_first(length);
+	switch (look_up(skb, way)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		room = way_mtu(way) - (v4 ? TM_OVERHEAD4 : TM_OVERHEAD6);
+		if (settings->flags & TM_CONF_GRE)
+			room += TM_UDP_MORE;
+		break;
+	default:
+		room = settings->room;
+		room = v4 ? room & 0xffff : room >> 16;
+	}
+	if (room && room < fits)
+		fits = room;
+	return wire_size(skb, device) > fits ? fits : 0;
+}
+
+/*
+ * For what takes the tunnel device: answers a packet that doesn't fit. Returns a verdict, or TM_TAKE_DEVICE where the
+ * packet may go on.
+ */
+static __always_inline int check_size(struct __sk_buff *skb, const __u64 *entry, __u32 device)
+{
+	__u32 fits, family = words_are_v4(&entry[2]) ? TM_INET : TM_INET6;
+	__u64 way[8]; /* struct bpf_fib_lookup */
 
 	if (skb->len <= TM_NEVER_TOO_BIG)
 		return TM_TAKE_DEVICE;
-	/* Gives the MTU, whatever it says of the packet. */
-	if (bpf_check_mtu(skb, device, (__u32 *)&length, 0, 0) < 0)
-		return TM_TAKE_DEVICE;
-	mtu = words_first(length);
-	if (wire_size(skb, device, mtu) <= mtu)
-		return TM_TAKE_DEVICE;
-	return answer_too_big(skb, slot, whole, mtu);
+	ask_way(entry, device, fib_flow(family, 0, 0, 0xffff), entry_tos(entry), way);
+	fits = exceeded(skb, words_first(entry[1]), device, way);
+	return fits ? answer_too_big(skb, words_first(entry[0]), is_whole(entry), fits) : TM_TAKE_DEVICE;
 }
 
 #endif

@@ -76,6 +76,16 @@ static __always_inline __u32 entry_flags(const __u64 *entry)
 #endif
 }
 
+/* TOS of an if2tunkey entry; 0 where it is the inner packet's. */
+static __always_inline __u8 entry_tos(const __u64 *entry)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return words_first(entry[6]) >> 8 & 0xff;
+#else
+	return words_first(entry[6]) >> 16 & 0xff;
+#endif
+}
+
 /* Whether the outer packets of an entry are never fragmented: that is asked for, or they are IPv6, of which the kernel
  * fragments none that it forwards into a tunnel. */
 static __always_inline int is_whole(const __u64 *entry)

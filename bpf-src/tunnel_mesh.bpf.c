@@ -128,7 +128,7 @@ int handle_egress(struct __sk_buff *skb)
 		if (verdict != TM_TAKE_DEVICE)
 			return verdict;
 	}
-	verdict = check_size(skb, words_first(entry[0]), target, is_whole(entry));
+	verdict = check_size(skb, entry, target);
 	if (verdict != TM_TAKE_DEVICE)
 		return verdict;
 	if (write_tunnel_key(skb, entry))

@@ -64,7 +64,7 @@ fn bpf_calls_of_large_tables_are_one_for_each_chunk() {
         let changed: Vec<_> = (0..MANY).step_by(100).map(|n| (1000 + n, entry(n, 9))).collect();
         let one = Calls { update_batches: 1, ..Calls::default() };
         assert_eq!(cost(|| dataplane.write_if2tunkey(&changed).unwrap()), (one, 1));
-        let conf = |n: u32| (n, Conf { ifindex: 1, name: format!("v{n}"), mark: 1, role: Role::default() });
+        let conf = |n: u32| (n, Conf { ifindex: 1, name: format!("v{n}"), mark: 1, ..Conf::default() });
         assert_eq!(cost(|| dataplane.write_conf(&(1..64).map(conf).collect::<Vec<_>>()).unwrap()), (one, 1));
         assert_eq!(cost(|| dataplane.clear_conf(&(2..64).collect::<Vec<_>>()).unwrap()), (one, 1));
         let slots: Vec<u32> = (64..164).collect();

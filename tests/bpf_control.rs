@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tunnel_mesh::bpf::{Dataplane, MapFull, NoMaps};
 use tunnel_mesh::model::{
-    Attach, Attachment, Conf, Counters, Direction, HookKind, IfEntry, OuterField, Program, Role, SlotRef, TunKey,
+    Attach, Attachment, Conf, Counters, Direction, HookKind, IfEntry, OuterField, Program, SlotRef, TunKey,
 };
 
 const SLOT: u32 = 64;
@@ -110,7 +110,7 @@ fn batches_write_read_and_delete_many() {
     assert_eq!(dp.write_if2tunkey(&interfaces).unwrap(), 3);
     assert_eq!(dp.write_tunkey2if(&keys[..1]).unwrap(), 1);
     assert_eq!(dp.write_tunkey2if(&[]).unwrap(), 0);
-    let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, role: Role::default() };
+    let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, ..Conf::default() };
     dp.write_conf(&[(TUNNEL, conf.clone()), (63, conf.clone())]).unwrap();
     in_netns(&ns, || assert_eq!(dp.write_devs(&[(TUNNEL, LO), (SLOT, LO)]).unwrap(), 2));
 

@@ -8,11 +8,11 @@ mod mtu;
 mod safety;
 mod world;
 
-use mtu::{Form, Over, Packet, Pair, Tagged, checksum, next_tagged, show_tags, v4, v6};
+use mtu::{Form, Over, Packet, Pair, Tagged, checksum, next_tagged, send_in_parts, show_tags, v4, v6};
 use safety::{BROADCAST, Tap};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use world::frames::{Capture, Frame};
 use world::harness::Netns;
 use world::*;
@@ -86,9 +86,11 @@ fn is_answer(frame: &[u8]) -> bool {
 
 /// TCP finds out what fits, and sends that from then on; nothing is cut to pieces on the underlay.
 fn tcp_learns_what_fits(form: Form, over: Over, fast: &str) {
-    let pair = Pair::new(form, over, fast);
+    tcp_learns(&Pair::new(form, over, fast), 1500 - over.overhead());
+}
+
+fn tcp_learns(pair: &Pair, mtu: u32) {
     let [a, b] = &pair.workloads;
-    let mtu = 1500 - over.overhead();
     let (wire, view) = (Capture::on(&pair.underlay.netns, "p0"), pair.tap(0));
     show_tags(&view);
     let (mut before, bytes) = (pair.too_big(), scaled(8 << 20));
@@ -106,6 +108,42 @@ fn tcp_learns_what_fits(form: Form, over: Over, fast: &str) {
     }
     let fragments = wire.seen().iter().filter(|f| f.outer().is_some_and(|o| o.fragment)).count();
     assert_eq!(fragments, 0, "fragments on the underlay");
+}
+
+/// UDP that the sender's kernel leaves in one piece until the last moment (UDP_SEGMENT): each part is measured.
+fn udp_in_parts_is_answered(form: Form, over: Over, fast: &str) {
+    parts_are_answered(&Pair::new(form, over, fast));
+}
+
+fn parts_are_answered(pair: &Pair) {
+    let [a, b] = &pair.workloads;
+    let fits = 1500 - pair.over.overhead();
+    let tap = pair.tap(0);
+    for (from, to) in [(IpAddr::from(v4(0)), IpAddr::from(v4(1))), (v6(0).into(), v6(1).into())] {
+        let headers = if to.is_ipv4() { 28 } else { 48 };
+        let there = b.enter(|| UdpSocket::bind((to, 0))).unwrap();
+        there.set_read_timeout(Some(PATIENCE)).unwrap();
+        let here = a.enter(|| UdpSocket::bind((from, 0))).unwrap();
+        here.connect(there.local_addr().unwrap()).unwrap();
+        let (before, part) = (pair.too_big(), usize::try_from(fits + 1 - headers).unwrap());
+        assert_eq!(learned(a, to), None);
+        send_in_parts(&here, part, 4);
+        eventually("the sender has learned what fits", || learned(a, to) == Some(fits));
+        assert_eq!(pair.too_big() - before, 4, "{to}");
+        // One answer: it came as one.
+        assert_eq!(tap.drain().iter().filter(|s| !s.outgoing && is_answer(&s.bytes)).count(), 1, "{to}");
+        // The first try may give the error that the answer left.
+        drop(here.take_error());
+        send_in_parts(&here, part - 1, 4);
+        let mut buffer = [0; 2048];
+        for _ in 0..4 {
+            // With a timeout set, a read that something interrupts isn't taken up again by itself.
+            let mut all = std::iter::repeat_with(|| there.recv(&mut buffer));
+            let got = all.find(|got| got.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Interrupted));
+            assert_eq!(got.unwrap().unwrap(), part - 1);
+        }
+        assert_eq!(pair.too_big() - before, 4, "{to}");
+    }
 }
 
 /// The answer, byte for byte: without a VLAN tag, with one, with two.
@@ -288,7 +326,7 @@ macro_rules! matrix {
     };
 }
 
-matrix!(tcp_learns_what_fits, answers_are_the_kernels, without_fragments);
+matrix!(tcp_learns_what_fits, udp_in_parts_is_answered, answers_are_the_kernels, without_fragments);
 
 mod the_unanswerable_arrives_whole {
     use super::Form;
@@ -301,6 +339,79 @@ mod the_unanswerable_arrives_whole {
     #[test]
     fn from_an_endpoint() {
         super::the_unanswerable_arrives_whole(Form::Endpoint);
+    }
+}
+
+/// A tunnel device may be larger than what is under it: what fits is known by the underlay device's MTU, and by the route
+/// where the tunnel device forwards.
+fn the_less_of_device_and_way_counts(form: Form, over: Over) {
+    let pair = Pair::with_foreign_devices(form, over);
+    let host = &pair.hosts[0];
+    tcp_learns(&pair, 1500 - over.overhead());
+    for workload in &pair.workloads {
+        workload.cmd("ip route flush cache");
+        workload.cmd("ip -6 route flush cache");
+    }
+    parts_are_answered(&pair);
+    let [near, far] = pair.macs();
+    let (here, there) = (pair.tap(0), pair.tap(1));
+    let told = |most: u32, why: &str| {
+        let size = usize::try_from(most).unwrap() + 1;
+        for packet in [Packet::v4(size, true), Packet::v6(size)] {
+            here.send(&packet.frame(far, near));
+            assert_eq!(next_frame(&here, why, is_answer), packet.answer(most).frame(near, far), "{why}");
+        }
+    };
+    let fits = |most: u32, why: &str| {
+        told(most, why);
+        let size = usize::try_from(most).unwrap();
+        for packet in [Packet::v4(size, true), Packet::v6(size)] {
+            here.send(&packet.frame(far, near));
+            next_frame(&there, why, |f| f.ends_with(&packet.bytes));
+        }
+    };
+    fits(1500 - over.overhead(), "the underlay's MTU");
+
+    host.netns.cmd("ip link set eth0 mtu 1400");
+    let plan = host.expect(0, &["plan"]);
+    let room = 1400 - over.overhead();
+    assert!(plan.contains(&format!("{room} over")), "{plan}");
+    host.apply();
+    fits(room, "a smaller one of the underlay");
+    host.netns.cmd(&format!("ip link set vxlan0 mtu {}", room - 20));
+    fits(room - 20, "the device's own MTU");
+    host.netns.cmd("ip link set vxlan0 mtu 65535");
+
+    let (family, length) = if over == Over::Ipv4 { ("ipv4", 32) } else { ("ipv6", 128) };
+    host.netns.cmd(&format!("ip route add {}/{length} dev eth0 mtu lock 1380", over.host(1)));
+    told(room, "a route that nobody may look up");
+    host.netns.cmd(&format!("sysctl -qw net.{family}.conf.vxlan0.forwarding=1"));
+    fits(1380 - over.overhead(), "the route's MTU");
+    host.netns.cmd(&format!("ip route del {}/{length} dev eth0 mtu lock 1380", over.host(1)));
+    fits(room, "the MTU of the route's device");
+}
+
+mod the_less_of_device_and_way_counts {
+    use super::{Form, Over};
+
+    #[test]
+    fn port_over_ipv4() {
+        super::the_less_of_device_and_way_counts(Form::Port, Over::Ipv4);
+    }
+
+    #[test]
+    fn port_over_ipv6() {
+        super::the_less_of_device_and_way_counts(Form::Port, Over::Ipv6);
+    }
+
+    #[test]
+    fn endpoint_over_ipv4() {
+        super::the_less_of_device_and_way_counts(Form::Endpoint, Over::Ipv4);
+    }
+
+    #[test]
+    fn endpoint_over_ipv6() {
+        super::the_less_of_device_and_way_counts(Form::Endpoint, Over::Ipv6);
     }
 }
 

@@ -138,7 +138,7 @@ impl<'a> Both<'a> {
                         ifindex,
                         name: TUNNELS[s.dice.below(3)].to_owned(),
                         mark: s.dice.below(3) as u16,
-                        role: Role::default(),
+                        ..Conf::default()
                     },
                 )
             })),

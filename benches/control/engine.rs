@@ -185,11 +185,7 @@ fn world(count: u32) -> (Desired, Observed) {
         links,
         maps: Some(MapState {
             capacity: count + FIRST_MAPPING_SLOT,
-            conf: [(
-                1,
-                Conf { ifindex: DEVICE, name: "vx0".to_owned(), mark: 1, role: tunnel_mesh::model::Role::default() },
-            )]
-            .into(),
+            conf: [(1, Conf { ifindex: DEVICE, name: "vx0".to_owned(), mark: 1, ..Conf::default() })].into(),
             tunkey2if: sorted(keys),
             if2tunkey: ifs,
             devs,

@@ -10,6 +10,7 @@ mod echo;
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 mod keys;
+mod mtu;
 mod objects;
 mod packets;
 mod path;
@@ -26,7 +27,7 @@ use table::Findings;
 
 type Section = (&'static str, fn(&mut Findings));
 
-const SECTIONS: [Section; 3] = [("ways", ways::run), ("keys", keys::run), ("sizes", sizes::run)];
+const SECTIONS: [Section; 4] = [("ways", ways::run), ("mtu", mtu::run), ("keys", keys::run), ("sizes", sizes::run)];
 /// Those that run only when they are asked for.
 const ON_DEMAND: [Section; 1] = [("profile", profile::run)];
 
@@ -34,7 +35,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // `cargo bench` adds it, `cargo test` doesn't: there all of this is only tried.
     if !arguments.iter().any(|a| a == "--bench") {
-        return ways::smoke();
+        ways::smoke();
+        return mtu::smoke();
     }
     let wanted: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     let mut findings = Findings::default();

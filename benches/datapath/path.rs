@@ -4,7 +4,7 @@
 
 use crate::harness::{Netns, veth};
 use crate::objects::Cloner;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use tunnel_mesh::bpf::Dataplane;
@@ -46,14 +46,37 @@ impl Mode {
     }
 }
 
+/// What the tunnels go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Ipv4,
+    Ipv6,
+}
+
+impl Over {
+    /// The largest MTU that tenants can have.
+    pub fn mtu(self) -> u32 {
+        match self {
+            Self::Ipv4 => 1450,
+            Self::Ipv6 => 1430,
+        }
+    }
+
+    fn host(self, side: usize) -> IpAddr {
+        match self {
+            Self::Ipv4 => underlay(side).into(),
+            Self::Ipv6 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, side as u16 + 1).into(),
+        }
+    }
+}
+
 /// The tenant's tunnel id.
 const ID: u32 = 1;
-/// Of tenants, in every mode.
-const MTU: u32 = 1450;
 const BRIDGE_NF: [&str; 3] = ["iptables", "ip6tables", "arptables"];
 
 pub struct Path {
     pub mode: Mode,
+    over: Over,
     pub sender: Netns,
     pub receiver: Netns,
     hosts: [Netns; 2],
@@ -77,8 +100,13 @@ pub fn underlay(side: usize) -> Ipv4Addr {
 
 impl Path {
     pub fn new(mode: Mode) -> Self {
+        Self::over(mode, Over::Ipv4)
+    }
+
+    pub fn over(mode: Mode, over: Over) -> Self {
         let path = Self {
             mode,
+            over,
             sender: Netns::new(),
             receiver: Netns::new(),
             hosts: [Netns::new(), Netns::new()],
@@ -122,12 +150,22 @@ impl Path {
             let (host, workload) = (&self.hosts[side], self.workload(side));
             let other = 1 - side;
             veth((host, "ve0"), (workload, "eth0"));
-            workload.cmd(&format!("ip link set eth0 address {} mtu {MTU}", mac(side, WORKLOAD)));
-            host.cmd(&format!("ip link set ve0 address {} mtu {MTU}", mac(side, HOST)));
+            let mtu = self.over.mtu();
+            workload.cmd(&format!("ip link set eth0 address {} mtu {mtu}", mac(side, WORKLOAD)));
+            host.cmd(&format!("ip link set ve0 address {} mtu {mtu}", mac(side, HOST)));
             host.cmd(&format!("ip link set u0 address {}", mac(side, UNDERLAY)));
-            host.cmd(&format!("ip addr add {}/24 dev u0", underlay(side)));
+            let more = match self.over {
+                Over::Ipv4 => "",
+                Over::Ipv6 => {
+                    host.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/u0/disable_ipv6", "0").unwrap());
+                    // The tunnel's own settings begin with the default.
+                    host.enter(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "0").unwrap());
+                    " nodad"
+                }
+            };
+            host.cmd(&format!("ip addr add {}/24 dev u0{more}", self.over.host(side)));
             // Without ARP: no packet more than those that are counted.
-            neighbour(host, "u0", underlay(other), &mac(other, UNDERLAY));
+            neighbour(host, "u0", self.over.host(other), &mac(other, UNDERLAY));
             workload.cmd(&format!("ip addr add {}/24 dev eth0", self.address(side)));
             match self.mode {
                 Mode::Plain => self.route(side),
@@ -157,18 +195,22 @@ impl Path {
     }
 
     fn bridge(&self, side: usize) {
-        let host = &self.hosts[side];
+        let (host, mtu) = (&self.hosts[side], self.over.mtu());
+        let checksums = match self.over {
+            Over::Ipv4 => "noudpcsum",
+            Over::Ipv6 => "udp6zerocsumtx udp6zerocsumrx",
+        };
         host.cmd("ip link add br0 type bridge mcast_snooping 0");
         host.cmd(&format!(
-            "ip link add vx0 type vxlan id {ID} dstport 4789 local {} nolearning noudpcsum",
-            underlay(side)
+            "ip link add vx0 type vxlan id {ID} dstport 4789 local {} nolearning {checksums}",
+            self.over.host(side)
         ));
-        host.cmd(&format!("ip link set vx0 mtu {MTU} master br0 up"));
+        host.cmd(&format!("ip link set vx0 mtu {mtu} master br0 up"));
         host.cmd("ip link set ve0 master br0");
         host.cmd("ip link set br0 up");
         self.forwarding(side, "vx0");
         let other = 1 - side;
-        host.cmd(&format!("bridge fdb add {} dev vx0 dst {} self static", mac(other, WORKLOAD), underlay(other)));
+        host.cmd(&format!("bridge fdb add {} dev vx0 dst {} self static", mac(other, WORKLOAD), self.over.host(other)));
     }
 
     /// Tells the bridge where the workloads are, once and for all: `far` is the port toward the other host.
@@ -185,7 +227,7 @@ impl Path {
         host.cmd("ip link add br0 type bridge mcast_snooping 0");
         host.cmd("ip link add vx0 type vxlan external dstport 4789 nolearning");
         host.cmd("ip link add far0 type ifb");
-        host.cmd(&format!("ip link set far0 mtu {MTU} master br0 up"));
+        host.cmd(&format!("ip link set far0 mtu {} master br0 up", self.over.mtu()));
         host.cmd("ip link set ve0 master br0");
         host.cmd("ip link set vx0 up");
         host.cmd("ip link set br0 up");
@@ -204,10 +246,10 @@ impl Path {
             "{id: 1, bridge: br0}"
         };
         let text = format!(
-            "version: 1\nnodes: {{host0: {}, host1: {}}}\ntunnels:\n  vx0: {{kind: vxlan, create: true, fast: {}}}\n\
+            "version: 1\nnodes: {{host0: '{}', host1: '{}'}}\ntunnels:\n  vx0: {{kind: vxlan, create: true, fast: {}}}\n\
              tenants:\n  bench: {tenant}\n",
-            underlay(0),
-            underlay(1),
+            self.over.host(0),
+            self.over.host(1),
             if fast { "on" } else { "off" }
         );
         std::fs::write(topology.join("bench.yaml"), text).unwrap();
@@ -219,6 +261,18 @@ impl Path {
             let far = far.split('@').next().unwrap();
             host.cmd("ip link set ve0 master br0");
             self.forwarding(side, far);
+        }
+    }
+
+    /// Gives the workloads that MTU, and the devices that their packets cross on this side of the tunnel.
+    pub fn set_mtu(&self, mtu: u32) {
+        for side in 0..2 {
+            self.workload(side).cmd(&format!("ip link set eth0 mtu {mtu}"));
+            self.hosts[side].cmd(&format!("ip link set ve0 mtu {mtu}"));
+            if self.mode == Mode::Bridge {
+                // What doesn't fit through a port of its bridge the kernel drops without a word.
+                self.hosts[side].cmd(&format!("ip link set vx0 mtu {mtu}"));
+            }
         }
     }
 
@@ -281,7 +335,8 @@ impl Drop for Path {
     }
 }
 
-fn neighbour(netns: &Netns, interface: &str, address: Ipv4Addr, mac: &str) {
+fn neighbour(netns: &Netns, interface: &str, address: impl Into<IpAddr>, mac: &str) {
+    let address = address.into();
     netns.cmd(&format!("ip neigh replace {address} lladdr {mac} dev {interface} nud permanent"));
 }
 

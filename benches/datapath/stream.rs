@@ -36,6 +36,25 @@ pub fn round(path: &Path, bytes: u64) -> f64 {
     bytes as f64 * 8.0 / spent.as_nanos() as f64
 }
 
+/// Gigabits a second of one transfer, waits and all.
+pub fn pace(path: &Path, bytes: u64) -> f64 {
+    let listener = path.receiver.enter(|| TcpListener::bind((path.address(1), 0)).unwrap());
+    let to = listener.local_addr().unwrap();
+    let start = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            cpu::pin();
+            receive(&listener.accept().unwrap().0, bytes)
+        });
+        path.sender.enter(|| {
+            cpu::pin();
+            let start = Instant::now();
+            send(&TcpStream::connect(to).unwrap(), bytes);
+            start
+        })
+    });
+    bytes as f64 * 8.0 / start.elapsed().as_nanos() as f64
+}
+
 fn send(mut stream: &TcpStream, bytes: u64) -> Duration {
     let chunk = vec![0u8; CHUNK];
     let before = cpu::thread();

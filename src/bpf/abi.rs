@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::model::{
-    Conf, Counters, Decap, DropReason, FastHeader, IfEntry, Local, OuterField, Role, SLOT_LIMIT, SlotRef,
+    Conf, Counters, Decap, DropReason, FastHeader, IfEntry, Local, OuterField, Role, Room, SLOT_LIMIT, SlotRef,
     TUNNEL_INDEXES, TunKey, TunnelPort, UNDERLAY_PORTS_MAX, UnknownKey,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,6 +27,7 @@ const CONF_UNDERLAY: u32 = 2;
 const CONF_FAST: u32 = 4;
 const CONF_GENEVE: u32 = 8;
 const CONF_ZERO_CSUM6: u32 = 16;
+const CONF_GRE: u32 = 32;
 const IF_INHERIT_TTL: u16 = 1;
 const IF_INHERIT_TOS: u16 = 2;
 const IF_DF: u16 = 4;
@@ -106,7 +107,9 @@ plain! {
         port: u16, header: u16,
     }
     /// `struct tm_conf`.
-    RawConf { ifindex: u32, flags: u32, mark: u32, pad: u32, name: [u8; 16], detail: [u32; UNDERLAY_PORTS_MAX] }
+    RawConf {
+        ifindex: u32, flags: u32, mark: u32, room: u32, name: [u8; 16], detail: [u32; UNDERLAY_PORTS_MAX],
+    }
     /// `struct tm_dev`.
     RawDev { ifindex: u32, program: u32 }
     /// `struct tm_counters`.
@@ -277,8 +280,14 @@ impl From<&Conf> for RawConf {
         for (to, from) in name[..15].iter_mut().zip(conf.name.as_bytes()) {
             *to = *from;
         }
-        let mut raw =
-            Self { ifindex: conf.ifindex, flags: CONF_VALID, mark: u32::from(conf.mark), name, ..Self::default() };
+        let mut raw = Self {
+            ifindex: conf.ifindex,
+            flags: CONF_VALID | if conf.room.gre { CONF_GRE } else { 0 },
+            mark: u32::from(conf.mark),
+            room: u32::from(conf.room.v4.unwrap_or_default()) | u32::from(conf.room.v6.unwrap_or_default()) << 16,
+            name,
+            ..Self::default()
+        };
         match &conf.role {
             Role::Tunnel(None) => {}
             Role::Tunnel(Some(decap)) => {
@@ -305,12 +314,14 @@ impl From<&Conf> for RawConf {
 impl RawConf {
     /// What the entry says; `None` where it isn't in use.
     pub(super) fn decode(&self) -> Option<Conf> {
+        let known = |room: u32| Some((room & 0xffff) as u16).filter(|room| *room != 0);
         let end = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
         (self.flags & CONF_VALID != 0).then(|| Conf {
             ifindex: self.ifindex,
             name: String::from_utf8_lossy(&self.name[..end]).into_owned(),
             mark: u16::try_from(self.mark).unwrap_or(u16::MAX),
             role: self.role(),
+            room: Room { gre: self.flags & CONF_GRE != 0, v4: known(self.room), v6: known(self.room >> 16) },
         })
     }
 

@@ -260,8 +260,13 @@ fn conf_comes_back_and_cleared_conf_is_none() {
         Role::Underlay(Vec::new()),
         Role::Underlay(ports),
     ];
-    for role in roles {
-        let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, role };
+    let rooms = [
+        Room::default(),
+        Room { gre: false, v4: Some(1450), v6: Some(1430) },
+        Room { gre: true, v4: None, v6: Some(u16::MAX) },
+    ];
+    for (role, room) in roles.into_iter().flat_map(|role| rooms.map(|room| (role.clone(), room))) {
+        let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, role, room };
         assert_eq!(RawConf::from(&conf).decode(), Some(conf));
     }
     assert_eq!(RawConf::default().decode(), None);

@@ -196,6 +196,32 @@ pub struct Conf {
     /// What the entry is for.
     #[serde(default)]
     pub role: Role,
+    /// Of a tunnel: what the way to its remotes has room for.
+    #[serde(default)]
+    pub room: Room,
+}
+
+/// What limits the packets of a tunnel, beside the MTU of its device: the largest packet that the underlay device with our
+/// address has room for, by address family. `None`: not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// GRE; else VXLAN or Geneve.
+    pub gre: bool,
+    /// Over IPv4.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub v4: Option<u16>,
+    /// Over IPv6.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub v6: Option<u16>,
+}
+
+impl std::fmt::Display for Room {
+    /// "1450 over IPv4, 1430 over IPv6"
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let known = [(self.v4, "IPv4"), (self.v6, "IPv6")];
+        let known = known.iter().filter_map(|(room, family)| Some(format!("{} over {family}", (*room)?)));
+        f.write_str(&known.collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// What an entry of `conf` is for.

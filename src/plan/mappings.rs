@@ -109,7 +109,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         let role = Role::Tunnel(planned.decap);
         let same_conf = live
             .as_ref()
-            .is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark && c.role == role);
+            .is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark && c.role == role)
+            && live.as_ref().is_some_and(|c| c.room == planned.room);
         let same_dev = dev == planned.link.as_ref().and_then(|l| l.ifindex)
             && planned.link.as_ref().is_none_or(|l| l.ifindex.is_some());
         if same_conf && same_dev {
@@ -131,6 +132,9 @@ pub(super) fn conf(b: &mut Builder<'_>) {
                 },
             ),
             Some(c) if c.mark != tunnel.mark => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
+            Some(c) if c.role == role => {
+                (ChangeAction::Update, format!("the underlay has room for packets of {}", planned.room))
+            }
             Some(_) => {
                 let by = if planned.decap.is_some() { "its underlay device" } else { "its own device" };
                 (ChangeAction::Update, format!("decapsulated on {by}"))
@@ -166,7 +170,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             let name_of_tunnel = (*name).to_owned();
             let without_device = live.as_ref().is_none_or(|c| c.ifindex != 0);
             let (index, mark) = (planned.index, tunnel.mark);
-            let step = Step::SetConf { index, name: name_of_tunnel, link, mark, role, without_device };
+            let room = planned.room;
+            let step = Step::SetConf { index, name: name_of_tunnel, link, mark, role, room, without_device };
             b.operation(Phase::Tunnels, name, step);
         }
     }
@@ -232,7 +237,8 @@ fn underlays(b: &mut Builder<'_>) {
         }
         if !same_conf {
             let (name_of_device, link) = (name.to_owned(), Some(link));
-            let step = Step::SetConf { index, name: name_of_device, link, mark: 0, role, without_device: false };
+            let room = Room::default();
+            let step = Step::SetConf { index, name: name_of_device, link, mark: 0, role, room, without_device: false };
             b.operation(Phase::Tunnels, name, step);
         }
     }

@@ -308,6 +308,9 @@ pub enum Step {
         mark: u16,
         /// What the entry is for.
         role: Role,
+        /// What the way to a tunnel's remotes has room for.
+        #[serde(default)]
+        room: Room,
         /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
         /// forget the device that it names.
         without_device: bool,

@@ -9,6 +9,10 @@ use super::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
+/// What becomes of what is larger.
+const BETWEEN: &str =
+    "larger packets are dropped and their senders told; what can't be answered is fragmented or dropped";
+
 /// Links whose MTU is more than their tunnel has room for, all for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TooLarge {
@@ -117,9 +121,7 @@ fn told(limit: Limit<'_>, links: &BTreeMap<&str, u32>, mappings: &[&Mapping]) ->
         address: one.map(|m| m.address()),
         links: links.iter().map(|(name, mtu)| ((*name).to_owned(), *mtu)).collect(),
         room,
-        why: format!(
-            "{limit}; larger packets are dropped and their senders told; what can't be answered is fragmented or dropped"
-        ),
+        why: format!("{limit}; {BETWEEN}"),
         remedy: format!("ip link set dev INTERFACE mtu {room}{also}; or {or}"),
         origin: one.map(|m| m.origin.clone()),
     }
@@ -181,7 +183,8 @@ impl<'a> Known<'a> {
         ports.chain(itself).filter(|l| self.observed.instance.made(l.alias.as_deref()).is_none())
     }
 
-    /// A tunnel device that takes more than the underlay has room for: nobody is told of what then doesn't fit.
+    /// A tunnel device that takes more than the underlay has room for. The data plane goes by the less of both; but what only
+    /// the kernel can measure, it measures by the device.
     fn tunnel_too_large(&self, tunnel: &Tunnel) -> Option<TooLarge> {
         let device = *self.devices.get(tunnel.name.as_str())?;
         let limits = sources(tunnel).filter_map(|source| {
@@ -199,10 +202,24 @@ impl<'a> Known<'a> {
             address: Some(tunnel.name.clone()),
             links: vec![(tunnel.name.clone(), device)],
             room,
-            why: format!("{limit}; what is between is fragmented or lost, and no sender is told"),
+            why: format!("{limit}; {BETWEEN}"),
             remedy,
             origin: Some(tunnel.origin.clone()),
         })
+    }
+}
+
+/// What the way to a tunnel's remotes has room for, whatever its device believes.
+pub(super) fn room_of(observed: &Observed, tunnel: &Tunnel) -> Room {
+    let room = |source: IpAddr| {
+        let (_, mtu) = underlay(observed, source)?;
+        let room = mtu.saturating_sub(tunnel.kind.overhead(source.is_ipv6())).max(1);
+        Some(u16::try_from(room).unwrap_or(u16::MAX))
+    };
+    Room {
+        gre: tunnel.kind == TunnelKind::Gretap,
+        v4: tunnel.local.v4.map(IpAddr::V4).and_then(room),
+        v6: tunnel.local.v6.map(IpAddr::V6).and_then(room),
     }
 }
 

@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tunnel_mesh::bpf::{Dataplane, probe_tcx};
-use tunnel_mesh::model::{Attach, Conf, Direction, IfEntry, OuterField, Program, Role, SlotRef, TunKey};
+use tunnel_mesh::model::{Attach, Conf, Direction, IfEntry, OuterField, Program, SlotRef, TunKey};
 
 /// Index of the tunnel in every host.
 pub const TUNNEL: u32 = 1;
@@ -187,7 +187,7 @@ impl Host {
         let ifindex = self.ifindex("vxlan0");
         self.within(|dp| {
             dp.write_devs(&[(TUNNEL, ifindex)]).unwrap();
-            dp.write_conf(&[(TUNNEL, Conf { ifindex, name: "vxlan0".to_owned(), mark: MARK, role: Role::default() })])
+            dp.write_conf(&[(TUNNEL, Conf { ifindex, name: "vxlan0".to_owned(), mark: MARK, ..Conf::default() })])
                 .unwrap();
         });
         self.attach(INGRESS, "vxlan0", Direction::Ingress);

@@ -204,7 +204,10 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
         if decap.is_some() {
             carried.insert(TunnelPort { tunnel: *index, port: port_of(&tunnel.name) });
         }
-        let fits = conf.ifindex == device && conf.mark == tunnel.mark && conf.role == Role::Tunnel(decap);
+        let mtu = holder.filter(|l| l.name != "lo").map(|l| u16::try_from(l.mtu).unwrap());
+        let room = Room { gre: false, v4: mtu.map(|mtu| mtu.saturating_sub(50).max(1)), v6: None };
+        let fits =
+            conf.ifindex == device && conf.mark == tunnel.mark && conf.role == Role::Tunnel(decap) && conf.room == room;
         let held = maps.devs.iter().find(|(s, _)| s == index).map_or(0, |(_, i)| *i) == device;
         if !fits || !held || index_of.insert(&tunnel.name, *index).is_some() {
             return Err(format!("conf[{index}] is {conf:?}, its device {device}"));

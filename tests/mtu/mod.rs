@@ -5,7 +5,7 @@
 use crate::safety::{Tap, mac};
 use crate::world::harness::Netns;
 use crate::world::*;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 /// How a workload meets its mapping.
@@ -66,6 +66,21 @@ impl Pair {
 
     /// On an underlay of that MTU, with that text as the tunnel's.
     pub fn with(form: Form, over: Over, underlay: u32, tunnel: &str) -> Self {
+        Self::prepared(form, over, underlay, tunnel, |_| {})
+    }
+
+    /// With tunnel devices of somebody else's, of the kernel's own largest MTU, which don't forward.
+    pub fn with_foreign_devices(form: Form, over: Over) -> Self {
+        Self::prepared(form, over, 1500, "kind: vxlan, create: false, fast: off", |host| {
+            host.netns.cmd("ip link add vxlan0 type vxlan external dstport 4789");
+            host.netns.cmd("ip link set vxlan0 addrgenmode none mtu 65535 up");
+            for family in ["ipv4", "ipv6"] {
+                host.netns.cmd(&format!("sysctl -qw net.{family}.conf.vxlan0.forwarding=0"));
+            }
+        })
+    }
+
+    fn prepared(form: Form, over: Over, underlay: u32, tunnel: &str, prepare: impl Fn(&Host)) -> Self {
         let underlay = Underlay::with_mtu(underlay);
         let hosts = [underlay.host(0), underlay.host(1)];
         let workloads = [0, 1].map(|n: usize| {
@@ -82,6 +97,7 @@ impl Pair {
             workload.cmd(&format!("ip link set eth0 addrgenmode none mtu {} up", underlay.mtu));
             workload
         });
+        hosts.iter().for_each(prepare);
         let pair = Self { hosts, workloads, underlay, over, form };
         pair.apply(tunnel);
         for n in 0..2 {
@@ -156,6 +172,24 @@ pub fn show_tags(tap: &Tap) {
         libc::setsockopt(tap.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_AUXDATA, (&raw const on).cast(), size)
     };
     assert_eq!(set, 0, "PACKET_AUXDATA: {}", std::io::Error::last_os_error());
+}
+
+/// Sends that many datagrams of that size in one call, which the kernel takes apart; none of them may be fragmented.
+pub fn send_in_parts(socket: &UdpSocket, size: usize, count: usize) {
+    const UDP_SEGMENT: i32 = 103;
+    let whole = match socket.local_addr().unwrap() {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+    };
+    for (level, option, value) in [whole, (libc::SOL_UDP, UDP_SEGMENT, i32::try_from(size).unwrap())] {
+        // SAFETY: the option's value lives across the call.
+        let set = unsafe {
+            let length = u32::try_from(size_of_val(&value)).unwrap();
+            libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length)
+        };
+        assert_eq!(set, 0, "option {option}: {}", std::io::Error::last_os_error());
+    }
+    assert_eq!(socket.send(&vec![0x5a; size * count]).unwrap(), size * count);
 }
 
 /// The next frame that came in, if there is one; needs [`show_tags`].

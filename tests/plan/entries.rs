@@ -113,8 +113,10 @@ impl IfEntry {
 }
 
 /// Value of `conf`, of so many bytes.
-pub fn conf(ifindex: u32, name: &str, mark: u16, size: usize) -> Vec<u8> {
-    let mut value = [ifindex, 1, u32::from(mark), 0].map(u32::to_ne_bytes).concat();
+pub fn conf(ifindex: u32, name: &str, mark: u16, room: (bool, [u16; 2]), size: usize) -> Vec<u8> {
+    let flags = if room.0 { 33 } else { 1 };
+    let [v4, v6] = room.1.map(u32::from);
+    let mut value = [ifindex, flags, u32::from(mark), v4 | v6 << 16].map(u32::to_ne_bytes).concat();
     value.extend(name.as_bytes());
     value.resize(size, 0);
     value

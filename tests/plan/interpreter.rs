@@ -99,7 +99,9 @@ impl<'a> Interpreter<'a> {
             "set_conf" => {
                 let ifindex = if o["link"].is_null() { 0 } else { self.index(&o["link"]) };
                 let mark = number(&o["mark"]).try_into().unwrap();
-                let mut value = entries::conf(ifindex, text(&o["name"]), mark, self.value_size("conf"));
+                let room = ["v4", "v6"].map(|family| o["room"][family].as_u64().unwrap_or(0).try_into().unwrap());
+                let room = (o["room"]["gre"] == true, room);
+                let mut value = entries::conf(ifindex, text(&o["name"]), mark, room, self.value_size("conf"));
                 role(&o["role"]).write(&mut value);
                 write_map(host, "conf", "update", &number(&o["index"]).to_ne_bytes(), Some(&value));
             }
