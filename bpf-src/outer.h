@@ -22,8 +22,11 @@
 /* What UDP and VXLAN or Geneve have more than GRE with a key. */
 #define TM_UDP_MORE 8
 
+/* Protocols behind IP. */
+#define TM_ICMP 1
 #define TM_TCP 6
 #define TM_UDP 17
+#define TM_ICMPV6 58
 #define TM_SCTP 132
 
 /* First word behind UDP. VXLAN: the I flag alone (RFC 7348). Geneve: version 0, no options, no flags, Ethernet inside
@@ -50,10 +53,13 @@ static __always_inline __u64 frame_word(struct __sk_buff *skb, __u32 offset)
 	return bpf_skb_load_bytes(skb, offset, &word, 8) ? 0 : bpf_be64_to_cpu(word);
 }
 
-static __always_inline __u16 fold(__u32 sum)
+/* The Internet checksum's 16 bits (RFC 1071) of a sum of 16-bit numbers. */
+static __always_inline __u16 fold(__u64 sum)
 {
+	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
-	return (__u16)((sum & 0xffff) + (sum >> 16));
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
 }
 
 /* ECN bits of the outer header for those of the inner one (RFC 6040, 4.1 in compatibility with RFC 3168: the kernel

@@ -55,8 +55,6 @@
 
 #define TM_IP_DF 0x4000
 #define TM_IP_OFFSET 0x1fff
-#define TM_PROTO_ICMP 1
-#define TM_PROTO_ICMPV6 58
 
 static __always_inline int is_vlan(__u32 type)
 {
@@ -150,14 +148,6 @@ static __always_inline __u64 sum_word(__u64 word)
 	return (word >> 48) + (word >> 32 & 0xffff) + (word >> 16 & 0xffff) + (word & 0xffff);
 }
 
-static __always_inline __u16 fold_sum(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
 /*
  * Makes the packet that is `quote` bytes of itself, behind `headers` bytes yet to be written. Returns the sum of the
  * quote's 16-bit numbers, or a negative error.
@@ -187,7 +177,7 @@ static __always_inline __s64 move_quote(struct __sk_buff *skb, __u32 headers, __
 	sum = bpf_csum_diff(0, 0, (__be32 *)chunk, rest, sum);
 	if (bpf_skb_adjust_room(skb, -TM_SLACK, BPF_ADJ_ROOM_MAC, 0))
 		return -1;
-	return bpf_ntohs(fold_sum(sum));
+	return bpf_ntohs(fold(sum));
 }
 
 /* Makes of an IPv4 packet the ICMP message about it. Returns 0 or an error. */
@@ -199,11 +189,11 @@ static __always_inline int make_icmp(struct __sk_buff *skb, __u32 ttl, __u32 sou
 	if (sum < 0)
 		return -1;
 	header[0] = 0x4500ULL << 48 | (__u64)TM_LEAST_MTU4 << 32 | TM_IP_DF;
-	header[1] = (__u64)ttl << 56 | (__u64)TM_PROTO_ICMP << 48 | destination;
+	header[1] = (__u64)ttl << 56 | (__u64)TM_ICMP << 48 | destination;
 	header[2] = (__u64)source << 32;
-	header[1] |= (__u64)(__u16)~fold_sum(sum_word(header[0]) + sum_word(header[1]) + sum_word(header[2])) << 32;
+	header[1] |= (__u64)(__u16)~fold(sum_word(header[0]) + sum_word(header[1]) + sum_word(header[2])) << 32;
 	/* Destination unreachable, fragmentation needed. */
-	header[2] |= 0x0304ULL << 16 | (__u16)~fold_sum(0x0304 + mtu + (__u64)sum);
+	header[2] |= 0x0304ULL << 16 | (__u16)~fold(0x0304 + mtu + (__u64)sum);
 	header[3] = (__u64)mtu << 32;
 #pragma unroll
 	for (int i = 0; i < 4; i++)
@@ -218,7 +208,7 @@ static __always_inline int make_icmpv6(struct __sk_buff *skb, __u32 mtu)
 	__u64 header[6];
 	__s64 sum;
 
-	header[0] = 6ULL << 60 | (__u64)length << 16 | (__u64)TM_PROTO_ICMPV6 << 8 | hops;
+	header[0] = 6ULL << 60 | (__u64)length << 16 | (__u64)TM_ICMPV6 << 8 | hops;
 	header[1] = frame_word(skb, ETH_HLEN + 24);
 	header[2] = frame_word(skb, ETH_HLEN + 32);
 	header[3] = frame_word(skb, ETH_HLEN + 8);
@@ -228,11 +218,11 @@ static __always_inline int make_icmpv6(struct __sk_buff *skb, __u32 mtu)
 		return -1;
 	/* Packet too big; its checksum is over the addresses, length and protocol too. */
 	header[5] = 0x0200ULL << 48 | mtu;
-	sum += length + TM_PROTO_ICMPV6;
+	sum += length + TM_ICMPV6;
 #pragma unroll
 	for (int i = 1; i < 6; i++)
 		sum += sum_word(header[i]);
-	header[5] |= (__u64)(__u16)~fold_sum(sum) << 32;
+	header[5] |= (__u64)(__u16)~fold(sum) << 32;
 #pragma unroll
 	for (int i = 0; i < 6; i++)
 		header[i] = bpf_cpu_to_be64(header[i]);
@@ -261,10 +251,10 @@ static __always_inline int is_answerable6(struct __sk_buff *skb, __u32 offset, _
 		__u64 word;
 
 		if (protocol != 0 && protocol != 43 && protocol != 44 && protocol != 51 && protocol != 60 &&
-		    protocol != TM_PROTO_ICMPV6)
+		    protocol != TM_ICMPV6)
 			return 1;
 		word = frame_word(skb, offset);
-		if (protocol == TM_PROTO_ICMPV6)
+		if (protocol == TM_ICMPV6)
 			return word >> 56 >= 128 && word >> 56 != 137;
 		if (protocol == 44) {
 			if (word >> 32 & 0xfff8)
@@ -311,7 +301,7 @@ static __noinline int answer_too_big(struct __sk_buff *skb, __u32 slot, int whol
 		destination = frame_word(skb, offset + 16) >> 32;
 		if (!is_host4(source) || !is_host4(destination))
 			goto unanswered;
-		if ((word >> 48 & 0xff) == TM_PROTO_ICMP && is_icmp_error(skb, offset + type))
+		if ((word >> 48 & 0xff) == TM_ICMP && is_icmp_error(skb, offset + type))
 			goto unanswered;
 		type = ETH_P_IP;
 	} else if (type == ETH_P_IPV6) {

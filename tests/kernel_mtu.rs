@@ -8,44 +8,15 @@ mod mtu;
 mod safety;
 mod world;
 
-use mtu::{Form, Over, Packet, Pair, Tagged, checksum, next_tagged, send_in_parts, show_tags, v4, v6};
+use mtu::{Packet, Pair, Tagged, checksum, next_tagged, send_in_parts, show_tags, v4, v6};
 use safety::{BROADCAST, Tap};
 use serde_json::{Value, json};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use world::frames::{Capture, Frame};
 use world::harness::Netns;
+use world::setup::{Attach, Over};
+use world::stream::{receive, transfer};
 use world::*;
-
-/// Sends that much over one TCP connection; returns how much arrived.
-fn transfer(from: &Netns, to: &Netns, address: IpAddr, bytes: u64) -> u64 {
-    let listener = to.enter(|| TcpListener::bind(SocketAddr::new(address, 0))).unwrap();
-    let target = listener.local_addr().unwrap();
-    std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let (mut total, mut buffer) = (0, vec![0; 256 << 10]);
-            loop {
-                match stream.read(&mut buffer).unwrap() {
-                    0 => return total,
-                    length => total += length as u64,
-                }
-            }
-        });
-        let mut stream = from.enter(|| TcpStream::connect_timeout(&target, PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let chunk = vec![0x5a; 64 << 10];
-        let mut left = bytes;
-        while left > 0 {
-            let length = chunk.len().min(usize::try_from(left).unwrap());
-            stream.write_all(&chunk[..length]).unwrap();
-            left -= length as u64;
-        }
-        drop(stream);
-        receiver.join().unwrap()
-    })
-}
 
 /// The MTU that a namespace has learned for an address, if any.
 fn learned(netns: &Netns, address: IpAddr) -> Option<u32> {
@@ -85,8 +56,8 @@ fn is_answer(frame: &[u8]) -> bool {
 // --- The test bodies that run over the matrix.
 
 /// TCP finds out what fits, and sends that from then on; nothing is cut to pieces on the underlay.
-fn tcp_learns_what_fits(form: Form, over: Over, fast: &str) {
-    tcp_learns(&Pair::new(form, over, fast), 1500 - over.overhead());
+fn tcp_learns_what_fits(attach: Attach, over: Over, fast: &str) {
+    tcp_learns(&Pair::new(attach, over, fast), over.mtu());
 }
 
 fn tcp_learns(pair: &Pair, mtu: u32) {
@@ -96,7 +67,7 @@ fn tcp_learns(pair: &Pair, mtu: u32) {
     let (mut before, bytes) = (pair.too_big(), scaled(8 << 20));
     for address in [IpAddr::from(v4(1)), v6(1).into()] {
         assert_eq!(learned(a, address), None);
-        assert_eq!(transfer(a, b, address, bytes), bytes);
+        transfer(a, b, &address.to_string(), bytes);
         assert_eq!(learned(a, address), Some(mtu), "{address}");
         let now = pair.too_big();
         assert!(now > before, "nothing was too big for {address}");
@@ -111,13 +82,13 @@ fn tcp_learns(pair: &Pair, mtu: u32) {
 }
 
 /// UDP that the sender's kernel leaves in one piece until the last moment (UDP_SEGMENT): each part is measured.
-fn udp_in_parts_is_answered(form: Form, over: Over, fast: &str) {
-    parts_are_answered(&Pair::new(form, over, fast));
+fn udp_in_parts_is_answered(attach: Attach, over: Over, fast: &str) {
+    parts_are_answered(&Pair::new(attach, over, fast));
 }
 
 fn parts_are_answered(pair: &Pair) {
     let [a, b] = &pair.workloads;
-    let fits = 1500 - pair.over.overhead();
+    let fits = pair.over.mtu();
     let tap = pair.tap(0);
     for (from, to) in [(IpAddr::from(v4(0)), IpAddr::from(v4(1))), (v6(0).into(), v6(1).into())] {
         let headers = if to.is_ipv4() { 28 } else { 48 };
@@ -137,18 +108,15 @@ fn parts_are_answered(pair: &Pair) {
         send_in_parts(&here, part - 1, 4);
         let mut buffer = [0; 2048];
         for _ in 0..4 {
-            // With a timeout set, a read that something interrupts isn't taken up again by itself.
-            let mut all = std::iter::repeat_with(|| there.recv(&mut buffer));
-            let got = all.find(|got| got.as_ref().err().is_none_or(|e| e.kind() != ErrorKind::Interrupted));
-            assert_eq!(got.unwrap().unwrap(), part - 1);
+            assert_eq!(receive(&there, &mut buffer).0, part - 1);
         }
         assert_eq!(pair.too_big() - before, 4, "{to}");
     }
 }
 
 /// The answer, byte for byte: without a VLAN tag, with one, with two.
-fn answers_are_the_kernels(form: Form, over: Over, fast: &str) {
-    let pair = Pair::new(form, over, fast);
+fn answers_are_the_kernels(attach: Attach, over: Over, fast: &str) {
+    let pair = Pair::new(attach, over, fast);
     let [near, far] = pair.macs();
     let (here, there) = (pair.tap(0), pair.tap(1));
     show_tags(&here);
@@ -157,7 +125,7 @@ fn answers_are_the_kernels(form: Form, over: Over, fast: &str) {
     let mut count = 0;
     for tags in [vec![], vec![(0x8100, 7)], vec![(0x88a8, 0x2009), (0x8100, 11)]] {
         let tagged = |packet: Packet| Packet { tags: tags.clone(), ..packet };
-        let fits = usize::try_from(1500 - over.overhead()).unwrap() - 4 * tags.len();
+        let fits = usize::try_from(over.mtu()).unwrap() - 4 * tags.len();
         let (told, most) = (u32::try_from(fits).unwrap(), 1500 - 4 * tags.len());
         for packet in [Packet::v4(fits + 1, true), Packet::v4(most, true), Packet::v6(fits + 1), Packet::v6(most)] {
             let packet = tagged(packet);
@@ -236,8 +204,8 @@ fn unanswerable() -> Vec<(&'static str, [u8; 6], Packet)> {
 }
 
 /// Nobody is told of these; the tunnel device carries them in fragments, and they arrive as they were sent.
-fn the_unanswerable_arrives_whole(form: Form) {
-    let pair = Pair::new(form, Over::Ipv4, "off");
+fn the_unanswerable_arrives_whole(attach: Attach) {
+    let pair = Pair::new(attach, Over::Ipv4, "off");
     let [near, far] = pair.macs();
     let (here, there, wire) = (pair.tap(0), pair.tap(1), Capture::on(&pair.underlay.netns, "p0"));
     for (what, to, packet) in unanswerable() {
@@ -262,9 +230,9 @@ fn the_unanswerable_arrives_whole(form: Form) {
 
 /// With `df: true`, and over IPv6, nothing is cut to pieces: what can't be answered is dropped and counted, and a sender that would
 /// have let others fragment its packets is told as well.
-fn without_fragments(form: Form, over: Over, fast: &str) {
+fn without_fragments(attach: Attach, over: Over, fast: &str) {
     let df = if over == Over::Ipv4 { ", df: true" } else { "" };
-    let pair = Pair::with(form, over, 1500, &format!("kind: vxlan, create: true, fast: {fast}{df}"));
+    let pair = Pair::with(attach, over, 1500, &format!("kind: vxlan, create: true, fast: {fast}{df}"));
     let [near, far] = pair.macs();
     let (here, there, wire) = (pair.tap(0), pair.tap(1), Capture::on(&pair.underlay.netns, "p0"));
     let dropped: Vec<_> = unanswerable().into_iter().skip(1).collect();
@@ -274,7 +242,7 @@ fn without_fragments(form: Form, over: Over, fast: &str) {
     let packet = Packet::v4(1500, false);
     here.send(&packet.frame(far, near));
     let answer = next_frame(&here, "an answer", is_answer);
-    assert_eq!(answer, packet.answer(1500 - over.overhead()).frame(near, far));
+    assert_eq!(answer, packet.answer(over.mtu()).frame(near, far));
     assert_eq!(pair.too_big(), dropped.len() as u64 + 1);
     // What fits still passes, and is all that did.
     let last = Packet::v4(1400, false);
@@ -290,36 +258,36 @@ macro_rules! matrix {
     ($($body:ident),* $(,)?) => {
         $(
             mod $body {
-                use super::{Form, Over};
+                use super::{Attach, Over};
 
                 #[test]
                 fn port_over_ipv4() {
-                    super::$body(Form::Port, Over::Ipv4, "off");
+                    super::$body(Attach::Port, Over::Ipv4, "off");
                 }
 
                 #[test]
                 fn port_over_ipv6() {
-                    super::$body(Form::Port, Over::Ipv6, "off");
+                    super::$body(Attach::Port, Over::Ipv6, "off");
                 }
 
                 #[test]
                 fn endpoint_over_ipv4() {
-                    super::$body(Form::Endpoint, Over::Ipv4, "off");
+                    super::$body(Attach::Endpoint, Over::Ipv4, "off");
                 }
 
                 #[test]
                 fn endpoint_over_ipv6() {
-                    super::$body(Form::Endpoint, Over::Ipv6, "off");
+                    super::$body(Attach::Endpoint, Over::Ipv6, "off");
                 }
 
                 #[test]
                 fn port_over_ipv4_by_the_fast_lane() {
-                    super::$body(Form::Port, Over::Ipv4, "on");
+                    super::$body(Attach::Port, Over::Ipv4, "on");
                 }
 
                 #[test]
                 fn endpoint_over_ipv6_by_the_fast_lane() {
-                    super::$body(Form::Endpoint, Over::Ipv6, "on");
+                    super::$body(Attach::Endpoint, Over::Ipv6, "on");
                 }
             }
         )*
@@ -329,25 +297,25 @@ macro_rules! matrix {
 matrix!(tcp_learns_what_fits, udp_in_parts_is_answered, answers_are_the_kernels, without_fragments);
 
 mod the_unanswerable_arrives_whole {
-    use super::Form;
+    use super::Attach;
 
     #[test]
     fn from_a_port() {
-        super::the_unanswerable_arrives_whole(Form::Port);
+        super::the_unanswerable_arrives_whole(Attach::Port);
     }
 
     #[test]
     fn from_an_endpoint() {
-        super::the_unanswerable_arrives_whole(Form::Endpoint);
+        super::the_unanswerable_arrives_whole(Attach::Endpoint);
     }
 }
 
 /// A tunnel device may be larger than what is under it: what fits is known by the underlay device's MTU, and by the route
 /// where the tunnel device forwards.
-fn the_less_of_device_and_way_counts(form: Form, over: Over) {
-    let pair = Pair::with_foreign_devices(form, over);
+fn the_less_of_device_and_way_counts(attach: Attach, over: Over) {
+    let pair = Pair::with_foreign_devices(attach, over);
     let host = &pair.hosts[0];
-    tcp_learns(&pair, 1500 - over.overhead());
+    tcp_learns(&pair, over.mtu());
     for workload in &pair.workloads {
         workload.cmd("ip route flush cache");
         workload.cmd("ip -6 route flush cache");
@@ -370,7 +338,7 @@ fn the_less_of_device_and_way_counts(form: Form, over: Over) {
             next_frame(&there, why, |f| f.ends_with(&packet.bytes));
         }
     };
-    fits(1500 - over.overhead(), "the underlay's MTU");
+    fits(over.mtu(), "the underlay's MTU");
 
     host.netns.cmd("ip link set eth0 mtu 1400");
     let plan = host.expect(0, &["plan"]);
@@ -392,26 +360,26 @@ fn the_less_of_device_and_way_counts(form: Form, over: Over) {
 }
 
 mod the_less_of_device_and_way_counts {
-    use super::{Form, Over};
+    use super::{Attach, Over};
 
     #[test]
     fn port_over_ipv4() {
-        super::the_less_of_device_and_way_counts(Form::Port, Over::Ipv4);
+        super::the_less_of_device_and_way_counts(Attach::Port, Over::Ipv4);
     }
 
     #[test]
     fn port_over_ipv6() {
-        super::the_less_of_device_and_way_counts(Form::Port, Over::Ipv6);
+        super::the_less_of_device_and_way_counts(Attach::Port, Over::Ipv6);
     }
 
     #[test]
     fn endpoint_over_ipv4() {
-        super::the_less_of_device_and_way_counts(Form::Endpoint, Over::Ipv4);
+        super::the_less_of_device_and_way_counts(Attach::Endpoint, Over::Ipv4);
     }
 
     #[test]
     fn endpoint_over_ipv6() {
-        super::the_less_of_device_and_way_counts(Form::Endpoint, Over::Ipv6);
+        super::the_less_of_device_and_way_counts(Attach::Endpoint, Over::Ipv6);
     }
 }
 
@@ -444,7 +412,7 @@ fn a_bridge_and_a_vxlan_device_of_the_kernel_answer_the_same() {
 /// The answers are paced; what isn't answered is counted all the same.
 #[test]
 fn answers_are_paced() {
-    let pair = Pair::new(Form::Endpoint, Over::Ipv4, "off");
+    let pair = Pair::new(Attach::Endpoint, Over::Ipv4, "off");
     let [near, far] = pair.macs();
     let tap = pair.tap(0);
     let frame = Packet::v4(1500, true).frame(far, near);
@@ -515,16 +483,16 @@ fn a_port_with_an_address_is_answered_too() {
     let bytes = scaled(4 << 20);
     for address in [IpAddr::from(v4(1)), v6(1).into()] {
         assert_pings(a, &address.to_string());
-        assert_eq!(transfer(a, b, address, bytes), bytes);
+        transfer(a, b, &address.to_string(), bytes);
         assert_eq!(learned(a, address), Some(1450), "{address}");
     }
 }
 
 /// `plan` and `doctor` name whoever sends more than fits, with what does, until it is set right.
-fn what_is_too_large_is_told(form: Form, over: Over) {
-    let pair = Pair::new(form, over, "off");
+fn what_is_too_large_is_told(attach: Attach, over: Over) {
+    let pair = Pair::new(attach, over, "off");
     let host = &pair.hosts[0];
-    let room = 1500 - over.overhead();
+    let room = over.mtu();
     let warnings = || {
         let plan: Value = serde_json::from_str(&host.expect(0, &["plan", "--format", "json"])).unwrap();
         let output = host.run(&["doctor", "--format", "json"]);
@@ -563,15 +531,15 @@ fn what_is_too_large_is_told(form: Form, over: Over) {
 }
 
 mod what_is_too_large_is_told {
-    use super::{Form, Over};
+    use super::{Attach, Over};
 
     #[test]
     fn of_a_bridges_port_over_ipv4() {
-        super::what_is_too_large_is_told(Form::Port, Over::Ipv4);
+        super::what_is_too_large_is_told(Attach::Port, Over::Ipv4);
     }
 
     #[test]
     fn of_an_endpoint_over_ipv6() {
-        super::what_is_too_large_is_told(Form::Endpoint, Over::Ipv6);
+        super::what_is_too_large_is_told(Attach::Endpoint, Over::Ipv6);
     }
 }

@@ -13,33 +13,9 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 use world::frames::{Capture, Frame, Outer, Tunnel};
-use world::stream::transfer;
+use world::setup::Over;
+use world::stream::{receive, transfer};
 use world::*;
-
-/// Which addresses the hosts have on the underlay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Over {
-    Ipv4,
-    Ipv6,
-}
-
-impl Over {
-    fn host(self, n: usize) -> IpAddr {
-        let text = match self {
-            Self::Ipv4 => format!("172.16.1.{}", 100 + n),
-            Self::Ipv6 => format!("fd00::{}", 100 + n),
-        };
-        text.parse().unwrap()
-    }
-
-    /// MTU that a VXLAN or Geneve device leaves of an underlay's 1500.
-    fn mtu(self) -> u32 {
-        match self {
-            Self::Ipv4 => 1450,
-            Self::Ipv6 => 1430,
-        }
-    }
-}
 
 /// How a workload meets its mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,7 +251,7 @@ fn exchange_datagrams(from: &Netns, to: &Netns, addresses: [&str; 2], there: usi
             let sent: Vec<u8> = (0..size).map(|i| salt ^ u8::try_from((i * 7 + n) % 251).unwrap()).collect();
             assert_eq!(sender.send_to(&sent, receiver.local_addr().unwrap()).unwrap(), size);
             let mut received = vec![0; 65536];
-            let (length, source) = receiver.recv_from(&mut received).unwrap();
+            let (length, source) = receive(receiver, &mut received);
             assert_eq!(source, sender.local_addr().unwrap());
             assert_eq!(received[..length], sent, "datagram {n} of {count}");
         }

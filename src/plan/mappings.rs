@@ -98,6 +98,49 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
     }
 }
 
+/// An index of `conf` as it should be, with its place in `devs`.
+struct Wanted<'a> {
+    index: u32,
+    name: &'a str,
+    link: Option<LinkRef>,
+    mark: u16,
+    role: Role,
+    room: Room,
+    without_device: bool,
+}
+
+impl Wanted<'_> {
+    /// Whether the entry of `conf` is right, and that of `devs`.
+    fn same(&self, live: Option<&Conf>, dev: Option<u32>) -> (bool, bool) {
+        let ifindex = self.link.as_ref().map_or(Some(0), |l| l.ifindex);
+        let same_conf = live.is_some_and(|c| {
+            (Some(c.ifindex), c.name.as_str(), c.mark) == (ifindex, self.name, self.mark)
+                && (&c.role, c.room) == (&self.role, self.room)
+        });
+        let same_dev = match &self.link {
+            Some(link) => link.ifindex.is_some() && dev == link.ifindex,
+            None => dev.is_none(),
+        };
+        (same_conf, same_dev)
+    }
+
+    /// The target before the entry that makes it used; on the way out the other way round.
+    fn write(self, b: &mut Builder<'_>, (same_conf, same_dev): (bool, bool), dev: Option<u32>) {
+        let Self { index, name, link, mark, role, room, without_device } = self;
+        match &link {
+            Some(link) if !same_dev => {
+                b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: index, link: link.clone() });
+            }
+            None if dev.is_some() => b.operation(Phase::DropTargets, name, Step::ClearDev { slot: index }),
+            _ => {}
+        }
+        if !same_conf {
+            let step = Step::SetConf { index, name: name.to_owned(), link, mark, role, room, without_device };
+            b.operation(Phase::Tunnels, name, step);
+        }
+    }
+}
+
 /// `conf` and the tunnels' own entries of `devs`.
 pub(super) fn conf(b: &mut Builder<'_>) {
     let tunnels = b.tunnels.clone();
@@ -107,12 +150,16 @@ pub(super) fn conf(b: &mut Builder<'_>) {
         let dev = b.live.devs.get(planned.index);
         let ifindex = planned.link.as_ref().map_or(Some(0), |l| l.ifindex);
         let role = Role::Tunnel(planned.decap);
-        let same_conf = live
-            .as_ref()
-            .is_some_and(|c| Some(c.ifindex) == ifindex && c.name == *name && c.mark == tunnel.mark && c.role == role)
-            && live.as_ref().is_some_and(|c| c.room == planned.room);
-        let same_dev = dev == planned.link.as_ref().and_then(|l| l.ifindex)
-            && planned.link.as_ref().is_none_or(|l| l.ifindex.is_some());
+        let wanted = Wanted {
+            index: planned.index,
+            name,
+            link: planned.link.clone(),
+            mark: tunnel.mark,
+            role: role.clone(),
+            room: planned.room,
+            without_device: live.as_ref().is_none_or(|c| c.ifindex != 0),
+        };
+        let (same_conf, same_dev) = wanted.same(live.as_ref(), dev);
         if same_conf && same_dev {
             continue;
         }
@@ -152,28 +199,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             Some(_) => Reason::Drift,
         };
         b.device_change(Object::Tunnel, name, action, reason, detail);
-        // The target before the entry that makes it used; on the way out the other way round.
-        match &planned.link {
-            Some(link) => {
-                if !same_dev {
-                    b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: planned.index, link: link.clone() });
-                }
-            }
-            None => {
-                if dev.is_some() {
-                    b.operation(Phase::DropTargets, name, Step::ClearDev { slot: planned.index });
-                }
-            }
-        }
-        if !same_conf {
-            let link = planned.link.clone();
-            let name_of_tunnel = (*name).to_owned();
-            let without_device = live.as_ref().is_none_or(|c| c.ifindex != 0);
-            let (index, mark) = (planned.index, tunnel.mark);
-            let room = planned.room;
-            let step = Step::SetConf { index, name: name_of_tunnel, link, mark, role, room, without_device };
-            b.operation(Phase::Tunnels, name, step);
-        }
+        wanted.write(b, (same_conf, same_dev), dev);
     }
     underlays(b);
     let mut used: BTreeSet<u32> = tunnels.values().map(|t| t.index).collect();
@@ -216,10 +242,17 @@ fn underlays(b: &mut Builder<'_>) {
     for (name, planned) in b.underlays.clone() {
         let (ifindex, index) = (planned.link.ifindex, planned.index);
         let role = Role::Underlay(planned.ports);
-        let live = b.live.conf.get(&index).cloned();
-        let same_dev = b.live.devs.get(index) == Some(ifindex);
-        let same_conf =
-            live.as_ref().is_some_and(|c| c.ifindex == ifindex && c.name == name && c.mark == 0 && c.role == role);
+        let (live, dev) = (b.live.conf.get(&index).cloned(), b.live.devs.get(index));
+        let wanted = Wanted {
+            index,
+            name,
+            link: Some(LinkRef::of(planned.link)),
+            mark: 0,
+            role: role.clone(),
+            room: Room::default(),
+            without_device: false,
+        };
+        let (same_conf, same_dev) = wanted.same(live.as_ref(), dev);
         if same_conf && same_dev {
             continue;
         }
@@ -231,16 +264,7 @@ fn underlays(b: &mut Builder<'_>) {
         };
         let detail = format!("tunnels are decapsulated on {name}");
         b.device_change(Object::Underlay, name, action, reason, detail);
-        let link = LinkRef::of(planned.link);
-        if !same_dev {
-            b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: index, link: link.clone() });
-        }
-        if !same_conf {
-            let (name_of_device, link) = (name.to_owned(), Some(link));
-            let room = Room::default();
-            let step = Step::SetConf { index, name: name_of_device, link, mark: 0, role, room, without_device: false };
-            b.operation(Phase::Tunnels, name, step);
-        }
+        wanted.write(b, (same_conf, same_dev), dev);
     }
 }
 

@@ -8,17 +8,16 @@ use crate::world::harness::Netns;
 use crate::world::*;
 use std::net::Ipv4Addr;
 
-pub struct Mesh {
-    pub hosts: Vec<Host>,
-    /// One workload a host, 192.168.50.(1+n).
-    pub red: Vec<Netns>,
+/// Three hosts with one topology directory.
+pub struct Hosts {
+    all: Vec<Host>,
     pub underlay: Underlay,
     over: Over,
     directory: tempfile::TempDir,
 }
 
-impl Mesh {
-    pub fn new(over: Over, hook: Hook) -> Self {
+impl Hosts {
+    fn new(over: Over, hook: Hook) -> Self {
         let underlay = Underlay::new();
         super::site::no_bridge_netfilter(&underlay.netns);
         let directory = tempfile::tempdir().unwrap();
@@ -30,8 +29,41 @@ impl Mesh {
             host.extra_env.push(("TUNNEL_MESH_HOOK".into(), hook.name().into()));
             host
         };
-        let hosts: Vec<Host> = (0..3).map(host).collect();
-        let mut mesh = Self { hosts, red: Vec::new(), underlay, over, directory };
+        Self { all: (0..3).map(host).collect(), underlay, over, directory }
+    }
+
+    /// Brings these tenants into force in that lane.
+    fn apply(&self, lane: Lane, tenants: &str) {
+        let nodes: Vec<String> = (0..3).map(|n| format!("host{n}: '{}'", self.over.host(n))).collect();
+        let text = format!(
+            "version: 1\nnodes: {{{}}}\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, fast: {}}}\ntenants:\n{tenants}",
+            nodes.join(", "),
+            lane.fast()
+        );
+        write_atomically(&self.directory.path().join("mesh.yaml"), &text);
+        for host in &self.all {
+            host.apply();
+        }
+    }
+}
+
+impl std::ops::Deref for Hosts {
+    type Target = [Host];
+
+    fn deref(&self) -> &[Host] {
+        &self.all
+    }
+}
+
+pub struct Mesh {
+    pub hosts: Hosts,
+    /// One workload a host, 192.168.50.(1+n).
+    pub red: Vec<Netns>,
+}
+
+impl Mesh {
+    pub fn new(over: Over, hook: Hook) -> Self {
+        let mut mesh = Self { hosts: Hosts::new(over, hook), red: Vec::new() };
         mesh.use_lane(Lane::Device);
         let workload = |(n, host): (usize, &Host)| {
             let workload = Netns::new();
@@ -47,17 +79,7 @@ impl Mesh {
     }
 
     pub fn use_lane(&self, lane: Lane) {
-        let nodes: Vec<String> = (0..3).map(|n| format!("host{n}: '{}'", self.over.host(n))).collect();
-        let text = format!(
-            "version: 1\nnodes: {{{}}}\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, fast: {}}}\n\
-             tenants:\n  red: {{id: 10000, bridge: br-red}}\n",
-            nodes.join(", "),
-            lane.fast()
-        );
-        write_atomically(&self.directory.path().join("mesh.yaml"), &text);
-        for host in &self.hosts {
-            host.apply();
-        }
+        self.hosts.apply(lane, "  red: {id: 10000, bridge: br-red}\n");
     }
 
     /// The generated ports of a host.
@@ -71,7 +93,7 @@ impl Mesh {
     /// again while the next ones do: they are counted last.
     pub fn assert_one_copy_each(&self, what: &str) {
         let taps: Vec<Tap> = self.red.iter().map(|w| Tap::on(w, "eth0")).collect();
-        let wires: Vec<Tap> = (0..3).map(|n| Tap::on(&self.underlay.netns, &format!("p{n}"))).collect();
+        let wires: Vec<Tap> = (0..3).map(|n| Tap::on(&self.hosts.underlay.netns, &format!("p{n}"))).collect();
         let macs: Vec<[u8; 6]> = self.red.iter().map(|w| mac(w, "eth0")).collect();
         let (mut arrived, mut sent) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
         let mut markers = Vec::new();
@@ -117,27 +139,14 @@ impl Mesh {
 
 /// The first host's workload has two legs, each a wire to another host's workload, and routes between them.
 pub struct Wires {
-    pub hosts: Vec<Host>,
+    pub hosts: Hosts,
     /// The router, and the two that talk by way of it: 10.0.1.1 and 10.0.2.2.
     pub workloads: Vec<Netns>,
-    _underlay: Underlay,
-    over: Over,
-    directory: tempfile::TempDir,
 }
 
 impl Wires {
     pub fn new(over: Over, hook: Hook) -> Self {
-        let underlay = Underlay::new();
-        super::site::no_bridge_netfilter(&underlay.netns);
-        let directory = tempfile::tempdir().unwrap();
-        let host = |n: u32| {
-            let mut host = underlay.host(n);
-            knob(&host.netns, "ipv6/conf/default/disable_ipv6", "1");
-            host.use_topology(directory.path());
-            host.extra_env.push(("TUNNEL_MESH_HOOK".into(), hook.name().into()));
-            host
-        };
-        let hosts: Vec<Host> = (0..3).map(host).collect();
+        let hosts = Hosts::new(over, hook);
         let workloads: Vec<Netns> = (0..3).map(|_| Netns::new()).collect();
         let legs =
             [(0, "leg1", "10.0.1.254"), (0, "leg2", "10.0.2.254"), (1, "leg1", "10.0.1.1"), (2, "leg2", "10.0.2.2")];
@@ -152,27 +161,16 @@ impl Wires {
         knob(&workloads[0], "ipv4/ip_forward", "1");
         workloads[1].cmd("ip route add default via 10.0.1.254");
         workloads[2].cmd("ip route add default via 10.0.2.254");
-        let wires = Self { hosts, workloads, _underlay: underlay, over, directory };
+        let wires = Self { hosts, workloads };
         wires.use_lane(Lane::Device);
         wires
     }
 
     pub fn use_lane(&self, lane: Lane) {
-        let nodes: Vec<String> = (0..3).map(|n| format!("host{n}: '{}'", self.over.host(n))).collect();
         let wire = |n: usize| {
             let end = format!("{{interface: leg{n}, attach: endpoint}}");
             format!("  wire{n}:\n    id: {n}\n    members: {{host0: {end}, host{n}: {end}}}\n")
         };
-        let text = format!(
-            "version: 1\nnodes: {{{}}}\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, fast: {}}}\ntenants:\n{}{}",
-            nodes.join(", "),
-            lane.fast(),
-            wire(1),
-            wire(2)
-        );
-        write_atomically(&self.directory.path().join("mesh.yaml"), &text);
-        for host in &self.hosts {
-            host.apply();
-        }
+        self.hosts.apply(lane, &(wire(1) + &wire(2)));
     }
 }

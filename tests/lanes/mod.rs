@@ -18,7 +18,7 @@ pub mod router;
 pub mod segment;
 pub mod site;
 
-use std::net::IpAddr;
+pub use crate::world::setup::{Attach, Over};
 
 /// Which way plain packets take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,39 +39,6 @@ impl Lane {
 
 /// Both. The first is what the second is compared with.
 pub const LANES: [Lane; 2] = [Lane::Device, Lane::Fast];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attach {
-    /// A tenant's bridge with a generated port.
-    Port,
-    /// The workload's own veth.
-    Endpoint,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
-    Ipv4,
-    Ipv6,
-}
-
-impl Over {
-    /// Address of that host on the underlay.
-    pub fn host(self, n: usize) -> IpAddr {
-        let text = match self {
-            Self::Ipv4 => format!("172.16.1.{}", 100 + n),
-            Self::Ipv6 => format!("fd00::{}", 100 + n),
-        };
-        text.parse().unwrap()
-    }
-
-    /// Bytes of the outer headers behind Ethernet's, and of the tenant's Ethernet header.
-    pub fn overhead(self) -> usize {
-        match self {
-            Self::Ipv4 => 50,
-            Self::Ipv6 => 70,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {

@@ -83,7 +83,7 @@ impl Site {
 
     /// Bytes that a tenant's packet may have.
     pub fn mtu(&self) -> usize {
-        usize::try_from(UNDERLAY).unwrap() - self.setup.over.overhead()
+        usize::try_from(UNDERLAY - self.setup.over.overhead()).unwrap()
     }
 
     /// Brings the topology into force with plain packets by that lane. `more` is added to the tunnel.

@@ -4,42 +4,10 @@
 
 use crate::safety::{Tap, mac};
 use crate::world::harness::Netns;
+use crate::world::setup::{Attach, Over};
 use crate::world::*;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-
-/// How a workload meets its mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// Its veth joins the tenant's bridge, beside the generated port.
-    Port,
-    /// Its veth is the mapping's interface.
-    Endpoint,
-}
-
-/// Which addresses the hosts have on the underlay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
-    Ipv4,
-    Ipv6,
-}
-
-impl Over {
-    pub fn host(self, n: usize) -> IpAddr {
-        match self {
-            Self::Ipv4 => Ipv4Addr::new(172, 16, 1, 100 + u8::try_from(n).unwrap()).into(),
-            Self::Ipv6 => format!("fd00::{}", 100 + n).parse().unwrap(),
-        }
-    }
-
-    /// What a VXLAN tunnel takes of the underlay's MTU.
-    pub fn overhead(self) -> u32 {
-        match self {
-            Self::Ipv4 => 50,
-            Self::Ipv6 => 70,
-        }
-    }
-}
 
 pub fn v4(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 50, u8::try_from(n + 1).unwrap())
@@ -55,23 +23,23 @@ pub struct Pair {
     pub workloads: [Netns; 2],
     pub underlay: Underlay,
     pub over: Over,
-    form: Form,
+    attach: Attach,
 }
 
 impl Pair {
     /// By that lane: `off` or `on`, as the files say it.
-    pub fn new(form: Form, over: Over, fast: &str) -> Self {
-        Self::with(form, over, 1500, &format!("kind: vxlan, create: true, fast: {fast}"))
+    pub fn new(attach: Attach, over: Over, fast: &str) -> Self {
+        Self::with(attach, over, 1500, &format!("kind: vxlan, create: true, fast: {fast}"))
     }
 
     /// On an underlay of that MTU, with that text as the tunnel's.
-    pub fn with(form: Form, over: Over, underlay: u32, tunnel: &str) -> Self {
-        Self::prepared(form, over, underlay, tunnel, |_| {})
+    pub fn with(attach: Attach, over: Over, underlay: u32, tunnel: &str) -> Self {
+        Self::prepared(attach, over, underlay, tunnel, |_| {})
     }
 
     /// With tunnel devices of somebody else's, of the kernel's own largest MTU, which don't forward.
-    pub fn with_foreign_devices(form: Form, over: Over) -> Self {
-        Self::prepared(form, over, 1500, "kind: vxlan, create: false, fast: off", |host| {
+    pub fn with_foreign_devices(attach: Attach, over: Over) -> Self {
+        Self::prepared(attach, over, 1500, "kind: vxlan, create: false, fast: off", |host| {
             host.netns.cmd("ip link add vxlan0 type vxlan external dstport 4789");
             host.netns.cmd("ip link set vxlan0 addrgenmode none mtu 65535 up");
             for family in ["ipv4", "ipv6"] {
@@ -80,7 +48,7 @@ impl Pair {
         })
     }
 
-    fn prepared(form: Form, over: Over, underlay: u32, tunnel: &str, prepare: impl Fn(&Host)) -> Self {
+    fn prepared(attach: Attach, over: Over, underlay: u32, tunnel: &str, prepare: impl Fn(&Host)) -> Self {
         let underlay = Underlay::with_mtu(underlay);
         let hosts = [underlay.host(0), underlay.host(1)];
         let workloads = [0, 1].map(|n: usize| {
@@ -98,10 +66,10 @@ impl Pair {
             workload
         });
         hosts.iter().for_each(prepare);
-        let pair = Self { hosts, workloads, underlay, over, form };
+        let pair = Self { hosts, workloads, underlay, over, attach };
         pair.apply(tunnel);
         for n in 0..2 {
-            if form == Form::Port {
+            if attach == Attach::Port {
                 pair.hosts[n].netns.cmd("ip link set veth-w master br-red");
             }
             let workload = &pair.workloads[n];
@@ -122,9 +90,9 @@ impl Pair {
     /// Brings the topology with that tunnel into force on both hosts.
     pub fn apply(&self, tunnel: &str) {
         let nodes = format!("nodes: {{host0: '{}', host1: '{}'}}", self.over.host(0), self.over.host(1));
-        let tenant = match self.form {
-            Form::Port => "{id: 123, bridge: br-red}".to_owned(),
-            Form::Endpoint => {
+        let tenant = match self.attach {
+            Attach::Port => "{id: 123, bridge: br-red}".to_owned(),
+            Attach::Endpoint => {
                 let member = "{interface: veth-w, attach: endpoint}";
                 format!("{{id: 123, members: {{host0: {member}, host1: {member}}}}}")
             }

@@ -9,6 +9,7 @@ pub mod frames;
 pub mod harness;
 pub mod live;
 pub mod pair;
+pub mod setup;
 pub mod stream;
 pub mod user;
 

@@ -1,4 +1,4 @@
-//! A connection between two workloads, its content compared.
+//! What workloads send each other, as their programs see it.
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
@@ -6,7 +6,22 @@ use super::PATIENCE;
 use super::harness::Netns;
 use sha2::{Digest, Sha256};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+
+/// With a timeout set, a read that something interrupts isn't taken up again by itself.
+fn uninterrupted<T>(mut read: impl FnMut() -> std::io::Result<T>) -> T {
+    loop {
+        match read() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => return read.unwrap(),
+        }
+    }
+}
+
+/// The next datagram: its length and where it came from.
+pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> (usize, SocketAddr) {
+    uninterrupted(|| socket.recv_from(buffer))
+}
 
 /// Sends that much over one TCP connection and compares the checksums of both ends.
 pub fn transfer(from: &Netns, to: &Netns, address: &str, bytes: u64) {
@@ -19,11 +34,7 @@ pub fn transfer(from: &Netns, to: &Netns, address: &str, bytes: u64) {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let (mut hash, mut total, mut buffer) = (Sha256::new(), 0_u64, vec![0; 256 << 10]);
             loop {
-                // With a timeout set, a read that something interrupts isn't taken up again by itself.
-                let length = match stream.read(&mut buffer) {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                    read => read.unwrap(),
-                };
+                let length = uninterrupted(|| stream.read(&mut buffer));
                 if length == 0 {
                     return (total, hash.finalize());
                 }
