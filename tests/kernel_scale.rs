@@ -146,9 +146,11 @@ fn rcu_expedited_is_restored_at_the_end_and_after_a_kill() {
     daemon.signal(Signal::TERM);
     drop(daemon);
 
-    host.expect(0, &["apply", "--rcu-expedited"]);
-    assert!(!journal(&host).exists());
-    eventually("the switch is restored", || Switch::value() == "0");
+    for command in ["apply", "down"] {
+        host.expect(0, &[command, "--rcu-expedited"]);
+        assert!(!journal(&host).exists());
+        eventually("the switch is restored", || Switch::value() == "0");
+    }
 }
 
 #[test]
@@ -176,7 +178,7 @@ fn ten_thousand_mappings_in_a_thousand_files_converge() {
     });
     let operations = host.status()["daemon"]["operations"].as_u64().unwrap() - before;
     assert_eq!(operations, 3, "the new key, the interface, the old key");
-    std::fs::write(SWITCH, "1").unwrap();
-    host.expect(0, &["down"]);
-    drop(daemon);
+    assert_eq!(daemon.stop(), Some(0));
+    host.expect(0, &["down", "--rcu-expedited"]);
+    assert_eq!(Switch::value(), "0");
 }

@@ -1,6 +1,6 @@
 //! `down`: removes everything that is ours.
 
-use super::{Exit, Global, print, tell};
+use super::{Attaching, Exit, Global, print, tell};
 use crate::files::accepted::Accepted;
 use crate::reconcile::control::{Request, ask};
 use crate::reconcile::history::History;
@@ -9,7 +9,10 @@ use crate::reconcile::live::LiveKernel;
 use anyhow::{Context, Result};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct DownArgs {}
+pub(super) struct DownArgs {
+    #[command(flatten)]
+    attaching: Attaching,
+}
 
 impl DownArgs {
     pub(super) async fn run(&self, global: &Global) -> Result<Exit> {
@@ -26,6 +29,10 @@ impl DownArgs {
         // Without pins nobody else can be at work; devices may be there still.
         let _lock = if pinned { Some(Lock::take(&paths.pins)?) } else { None };
         let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
+        if pinned {
+            // Only under the lock.
+            kernel.expedite(self.attaching.expedite(&paths));
+        }
         if !pinned && !kernel.has_devices().await? {
             print("Nothing to remove: no pins.\n")?;
             return Ok(Exit::Done);

@@ -184,10 +184,10 @@ enum Command {
     Man(man::ManArgs),
 }
 
-/// What `run` and `apply` may do to the machine while they attach.
+/// What `run`, `apply` and `down` may do to the machine while they attach and detach.
 #[derive(Debug, Clone, Copy, Args)]
 struct Attaching {
-    /// Set /sys/kernel/rcu_expedited while many programs are attached for the first time; restored afterwards
+    /// Set /sys/kernel/rcu_expedited while many programs are attached for the first time, or detached; restored afterwards
     #[arg(long, env = "TUNNEL_MESH_RCU_EXPEDITED", hide_env_values = true)]
     rcu_expedited: bool,
 }

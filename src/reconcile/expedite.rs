@@ -1,6 +1,7 @@
-//! Short RCU grace periods while many programs are attached for the first time, where the operator asked for them.
+//! Short RCU grace periods while many programs are attached for the first time, or all detached, where the operator asked
+//! for them.
 //!
-//! A first attach waits for a grace period of some 10 ms; `/sys/kernel/rcu_expedited` makes that a fraction of one. It
+//! A first attach, and a detachment, wait for a grace period of some 10 ms; `/sys/kernel/rcu_expedited` makes that a fraction of one. It
 //! is a switch of the whole machine, so the value it had is written to a journal in the state directory *before* it is
 //! changed, and is restored from there: at the end, or at the next start of whoever was killed meanwhile.
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// The kernel's switch.
 const SWITCH: &str = "/sys/kernel/rcu_expedited";
-/// First attaches in one batch from which on it pays.
+/// Attaches and detachments in one batch from which on it pays.
 const MANY: usize = 16;
 
 /// The switch, and where its old value is noted.
@@ -53,16 +54,16 @@ impl Expedite {
         restore(&self.switch, &self.journal)
     }
 
-    /// Turns it on for a batch with that many first attaches; `None` where it isn't worth it, wanted or possible.
-    pub fn begin(&mut self, first_attaches: usize) -> Option<Expedited> {
-        if !self.asked || first_attaches < MANY {
+    /// Turns it on for a batch of that many first attaches or detachments; `None` where it isn't worth it, wanted or possible.
+    pub fn begin(&mut self, count: usize) -> Option<Expedited> {
+        if !self.asked || count < MANY {
             return None;
         }
         match self.turn_on() {
             Ok(expedited) => expedited,
             Err(error) => {
                 if !self.warned {
-                    tracing::warn!("{error:#}; attaching goes on slowly");
+                    tracing::warn!("{error:#}; it goes on slowly");
                     self.warned = true;
                 }
                 None

@@ -324,6 +324,7 @@ impl LiveKernel {
                 failures.extend(self.netlink.clsact_tidy(attachment.ifindex).await.err());
             }
         }
+        let _expedited = self.expedite.as_mut().and_then(|e| e.begin(observed.attachments.len()));
         failures.extend(self.dataplane.remove_all().err());
         Ok(failures)
     }

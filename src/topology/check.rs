@@ -11,6 +11,17 @@ use std::net::IpAddr;
 /// What to do about a name.
 pub(super) const RENAME: &str = "give it another name";
 
+/// What is wrong with the name of a node or a tenant: addresses are made of it, and it is shown on terminals.
+pub(super) fn flaw(name: &str) -> Option<&'static str> {
+    if name.is_empty() || name.contains('/') || name.contains(char::is_whitespace) {
+        Some("is empty or holds a slash or a space")
+    } else if name.contains(char::is_control) {
+        Some("holds a control character")
+    } else {
+        None
+    }
+}
+
 impl<'a> Compiler<'a> {
     /// What is wrong whichever node this is.
     pub(super) fn check_whole(&mut self) {
@@ -32,8 +43,8 @@ impl<'a> Compiler<'a> {
         self.check_ports();
         let mut owners: BTreeMap<IpAddr, (&str, &Placed<Addresses>)> = BTreeMap::new();
         for (name, node) in &topology.nodes {
-            if name.is_empty() || name.contains('/') || name.contains(char::is_whitespace) {
-                let message = format!("node name `{name}` is empty or holds a slash or a space");
+            if let Some(flaw) = flaw(name) {
+                let message = format!("node name `{name}` {flaw}");
                 self.error(Diagnostic::new("TM0212", node.place(), message).help(RENAME));
             }
             self.check_families(node, node.value.as_slice(), &format!("node `{name}`"), &[]);
@@ -168,8 +179,8 @@ impl<'a> Compiler<'a> {
     }
 
     fn check_tenant(&mut self, name: &str, tenant: &Placed<TenantDoc>) {
-        if name.is_empty() || name.contains('/') || name.contains(char::is_whitespace) {
-            let message = format!("tenant name `{name}` is empty or holds a slash or a space");
+        if let Some(flaw) = flaw(name) {
+            let message = format!("tenant name `{name}` {flaw}");
             self.error(Diagnostic::new("TM0212", tenant.place(), message).help(RENAME));
         }
         if let Some(bridge) = &tenant.value.bridge {

@@ -1,6 +1,6 @@
 //! One topology to the desired state of one node, with everything that is wrong with its meaning.
 
-use super::check::RENAME;
+use super::check::{RENAME, flaw};
 use super::diagnostic::{Diagnostic, Place, nearest};
 use super::document::{Addresses, MappingDoc, TenantDoc};
 use super::doubt::in_order;
@@ -241,8 +241,8 @@ impl<'a> Compiler<'a> {
             let doc = &placed.value;
             self.check_interface(&doc.interface, || placed.field(&["interface"]), "interface");
             self.check_unicast(doc.remote, || placed.field(&["remote"]));
-            if doc.tenant.contains('/') || doc.tenant.contains(char::is_whitespace) {
-                let message = format!("tenant name `{}` holds a slash or a space", doc.tenant);
+            if let Some(flaw) = flaw(&doc.tenant).filter(|_| !doc.tenant.is_empty()) {
+                let message = format!("tenant name `{}` {flaw}", doc.tenant);
                 self.error(Diagnostic::new("TM0212", placed.field(&["tenant"]), message).help(RENAME));
             }
             let Some(tunnel) = self.tunnel_of(doc.tunnel.as_deref(), placed, "mapping") else { continue };

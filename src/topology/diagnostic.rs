@@ -48,29 +48,39 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error with a code and a place.
     pub fn new(code: &str, place: Place, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), place, label: String::new(), related: None, help: None }
+        let message = visible(message.into());
+        Self { code: code.to_owned(), message, place, label: String::new(), related: None, help: None }
     }
 
     /// With a word on what stands at the place.
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
-        self.label = label.into();
+        self.label = visible(label.into());
         self
     }
 
     /// With a second place.
     #[must_use]
     pub fn related(mut self, place: Place, label: impl Into<String>) -> Self {
-        self.related = Some(Related { place, label: label.into() });
+        self.related = Some(Related { place, label: visible(label.into()) });
         self
     }
 
     /// With a remedy.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(visible(help.into()));
         self
     }
+}
+
+/// Control characters as they are written: what stands in a file mustn't steer the terminal that shows it.
+fn visible(text: String) -> String {
+    let steers = |c: char| c.is_control() && c != '\n';
+    if !text.contains(steers) {
+        return text;
+    }
+    text.chars().map(|c| if steers(c) { c.escape_debug().to_string() } else { c.to_string() }).collect()
 }
 
 /// The known word that is nearest to an unknown one, if any is near: at most a third of its letters differ.
