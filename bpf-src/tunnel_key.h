@@ -54,10 +54,12 @@ static __always_inline int read_tunnel_key(struct __sk_buff *skb, __u32 tunnel, 
 /* TTL (low byte) and TOS (next byte) of the inner IP header; 0 where a packet isn't plain IP. */
 static __always_inline __u32 inner_ttl_tos(struct __sk_buff *skb)
 {
-	__u8 header[16];
+	/* Zeros, since old verifiers refuse that a helper writes over a register's value, which may lie in the same place. */
+	__u64 words[2] = { 0, 0 };
+	const __u8 *header = (const __u8 *)words;
 
 	/* Nine bytes reach both the TTL of IPv4 and the hop limit of IPv6. */
-	if (skb->vlan_present || bpf_skb_load_bytes_relative(skb, 0, header, 9, BPF_HDR_START_NET))
+	if (skb->vlan_present || bpf_skb_load_bytes_relative(skb, 0, words, 9, BPF_HDR_START_NET))
 		return 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return (__u32)header[8] | (__u32)header[1] << 8;

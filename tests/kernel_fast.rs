@@ -1,10 +1,11 @@
 //! The fast lane without a daemon: routes and neighbours that change are followed at once, and what isn't plain takes the
-//! tunnel device. And with one: the underlay device is recreated.
+//! tunnel device. And with one: the underlay device is recreated, or is put into a VRF and taken out again.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod world;
 
+use serde_json::{Value, json};
 use world::harness::{Netns, veth};
 use world::{Host, Underlay, assert_pings, eventually, pings};
 
@@ -153,10 +154,8 @@ fn neighbours_are_followed_over_ipv6() {
     neighbours_are_followed(&V6);
 }
 
-/// The device that carries the tunnel is deleted and made again: the daemon attaches its program there again, by itself.
-#[test]
-fn an_underlay_device_that_is_recreated_decapsulates_again() {
-    let underlay = Underlay::new();
+/// Two hosts with an endpoint each, and what has to be in force on them.
+fn wired(underlay: &Underlay) -> (Vec<Host>, Vec<Netns>) {
     let hosts: Vec<Host> = (0..2).map(|n| underlay.host(n)).collect();
     let mut workloads = Vec::new();
     for (n, host) in hosts.iter().enumerate() {
@@ -171,6 +170,14 @@ fn an_underlay_device_that_is_recreated_decapsulates_again() {
             ),
         );
     }
+    (hosts, workloads)
+}
+
+/// The device that carries the tunnel is deleted and made again: the daemon attaches its program there again, by itself.
+#[test]
+fn an_underlay_device_that_is_recreated_decapsulates_again() {
+    let underlay = Underlay::new();
+    let (hosts, workloads) = wired(&underlay);
     hosts[1].apply();
     let daemon = hosts[0].daemon();
     let received = || hosts[0].mapping("red/wire0")["traffic"]["rx_fast"].as_u64().unwrap();
@@ -188,4 +195,65 @@ fn an_underlay_device_that_is_recreated_decapsulates_again() {
     });
     daemon.stop();
     assert!(pings(&workloads[0], FAR, 5));
+}
+
+/// A VRF has its own routes, which nobody looks up for the tunnel device: while the underlay device is in one, the tunnel
+/// device carries everything.
+#[test]
+fn an_underlay_device_in_a_vrf_is_left_to_the_tunnel_device() {
+    let underlay = Underlay::new();
+    let (hosts, workloads) = wired(&underlay);
+    let host = &hosts[0];
+    hosts[1].apply();
+    let daemon = host.daemon();
+    let lanes = || {
+        let lanes = host.mapping("red/wire0")["lanes"].clone();
+        ["sent_by_device", "received_by_device"].map(|way| lanes[way]["code"].as_str().unwrap_or("fast").to_owned())
+    };
+    let traffic = || {
+        let traffic = host.mapping("red/wire0")["traffic"].clone();
+        ["tx_packets", "tx_fast", "rx_packets", "rx_fast"].map(|what| traffic[what].as_u64().unwrap())
+    };
+    // Packets of ten round trips: sent and received, and of those the ones by the fast lane.
+    let carried = || {
+        assert_pings(&workloads[0], FAR);
+        let before = traffic();
+        assert!(pings(&workloads[0], FAR, 10));
+        let after = traffic();
+        [0, 1, 2, 3].map(|n| after[n] - before[n])
+    };
+    assert_eq!(lanes(), ["fast", "fast"]);
+    assert!(carried().iter().all(|packets| *packets >= 10));
+
+    let made = host.netns.try_cmd("ip link add vrf0 type vrf table 100");
+    if !made.status.success() {
+        // EOPNOTSUPP: a kernel without VRFs, on which none can be in the way.
+        let errors = String::from_utf8_lossy(&made.stderr);
+        assert!(errors.contains("Unknown device type"), "{errors}");
+        return;
+    }
+    // The tunnel's socket is outside of the VRF, and so is the route that the tunnel device looks up.
+    host.netns.cmd("sysctl -qw net.ipv4.udp_l3mdev_accept=1");
+    host.netns.cmd("ip link set vrf0 up");
+    host.netns.cmd("ip link set eth0 master vrf0");
+    host.netns.cmd("ip route add 172.16.1.0/24 dev eth0");
+    eventually("the VRF is seen", || lanes() == ["routing-domain", "routing-domain"]);
+    host.wait_in_force();
+    let plan: Value = serde_json::from_str(&host.expect(0, &["plan", "--format", "json"])).unwrap();
+    let told = plan["lanes"].as_array().unwrap().iter().find(|m| m["address"] == "red/wire0").unwrap();
+    assert_eq!(
+        (&told["sent_by_device"]["code"], &told["received_by_device"]["code"]),
+        (&json!("routing-domain"), &json!("routing-domain"))
+    );
+    assert!(host.expect(0, &["plan"]).contains("eth0 is in the VRF vrf0"));
+    assert!(host.expect(0, &["status"]).contains("eth0 is in the VRF vrf0"));
+    let [sent, sent_fast, received, received_fast] = carried();
+    assert!(sent >= 10 && received >= 10, "{sent} {received}");
+    assert_eq!((sent_fast, received_fast), (0, 0));
+
+    host.netns.cmd("ip link set eth0 nomaster");
+    eventually("the fast lane is back", || lanes() == ["fast", "fast"]);
+    host.wait_in_force();
+    assert!(carried().iter().all(|packets| *packets >= 10));
+    daemon.stop();
 }
