@@ -467,7 +467,7 @@ fn what_keeps_tunnels_from_the_fast_lane_is_told_with_the_remedy() {
     let snapshot = Snapshot::parse(host.expect(0, &["snapshot"]).as_bytes()).unwrap();
     let mut observed = snapshot.observed;
     let eth0 = observed.links.iter().position(|l| l.name == "eth0").unwrap();
-    let vrf = Link { name: "vrf0".to_owned(), ifindex: 999, kind: "vrf".to_owned(), ..observed.links[eth0].clone() };
+    let vrf = Link { name: "vrf0".to_owned(), ifindex: 999, kind: "vrf".into(), ..observed.links[eth0].clone() };
     observed.links[eth0].master = Some(vrf.ifindex);
     observed.links.push(vrf);
     let parsed = parse(&SourceFile { name: "a.yaml".to_owned(), text: lanes::TWO.into() });

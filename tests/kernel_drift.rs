@@ -48,9 +48,10 @@ fn drifts(pair: &Pair, what: &str, act: impl FnOnce(&Host), told: &[&str]) {
     let mut after = Value::Null;
     eventually(&format!("{what}: a pass"), || {
         after = host.status();
-        passes(&after["daemon"]) > passes(&before)
+        passes(&after["daemon"]) > passes(&before) && after["in_force"] == true
+            || passes(&after["daemon"]) > passes(&before) + 1
     });
-    // Whatever the number of passes by now: none of them left anything over.
+    // In one pass, or in two where one was under way when the daemon was held still.
     assert_eq!(after["daemon"]["failed_passes"], before["failed_passes"], "{what}:\n{}", daemon.log());
     assert_eq!(after["in_force"], true, "{what}: {after:#}\n{}", daemon.log());
     let log = daemon.log()[seen..].to_owned();

@@ -139,7 +139,7 @@ fn world(count: u32) -> (Desired, Observed) {
     let mut links = vec![Link {
         ifindex: DEVICE,
         name: "vx0".to_owned(),
-        kind: "vxlan".to_owned(),
+        kind: "vxlan".into(),
         mtu: 1450,
         up: true,
         tunnel: Some(Box::new(device)),
@@ -154,7 +154,7 @@ fn world(count: u32) -> (Desired, Observed) {
     }];
     for (ifindex, entry) in &ifs {
         let name = format!("i{ifindex}");
-        links.push(Link { ifindex: *ifindex, name: name.clone(), kind: "ifb".to_owned(), ..Link::default() });
+        links.push(Link { ifindex: *ifindex, name: name.clone(), kind: "ifb".into(), ..Link::default() });
         attachments.push(Attachment {
             kind: HookKind::Tcx,
             ifindex: *ifindex,

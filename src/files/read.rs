@@ -34,6 +34,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// That of whatever is at a path now; `None` where nothing is, or it can't be looked at.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        rustix::fs::stat(path).ok().map(|stat| Self::of(&stat))
+    }
+
     fn of(stat: &Stat) -> Self {
         Self {
             device: stat.st_dev,

@@ -2,8 +2,9 @@
 //!
 //! An event never says *what* changed: inotify shows a ConfigMap swap as `..data` only, a bind mount not at all, and
 //! loses events when its queue is full. So an event only wakes the caller, which looks for itself; a rescan every second
-//! finds the rest.
+//! finds the rest. Where inotify can be relied on, that looks at the directories, and at each file every fifth time.
 
+use super::read::Stamp;
 use futures::FutureExt;
 use notify::event::{EventKind, MetadataKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -25,6 +26,9 @@ const CALM: Duration = Duration::from_micros(500);
 const LONGEST: Duration = Duration::from_millis(200);
 /// Longest wait for a `.git/index.lock` to go, which an aborted git leaves for good.
 const LONGEST_GIT: Duration = Duration::from_secs(10);
+
+/// Every how manyth rescan looks at all files, where the directories are as they were and watched.
+const WHOLE: u32 = 5;
 
 /// What came of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +79,9 @@ pub struct Watch {
     /// Since when a `.git/index.lock` stands there.
     git: Option<Instant>,
     trouble: Option<String>,
+    /// The watched directories at the last rescan, and how many there were since all files were looked at.
+    places: Vec<Option<Stamp>>,
+    rescans: u32,
 }
 
 impl Watch {
@@ -93,6 +100,8 @@ impl Watch {
             renewed: false,
             git: None,
             trouble: None,
+            places: Vec::new(),
+            rescans: 0,
         };
         watch.renew();
         watch
@@ -151,6 +160,17 @@ impl Watch {
             self.renew();
         }
         Stir::Quiet
+    }
+
+    /// Whether this rescan would find nothing that inotify hasn't told, as far as the directories say: they are the same
+    /// ones, unchanged, watched, and on file systems whose changes all come from this machine. What is mounted over a
+    /// single file, or written through a memory mapping, they don't say: now and then the answer is no.
+    pub fn vouches(&mut self) -> bool {
+        let places: Vec<Option<Stamp>> = self.watched.iter().map(|path| Stamp::at(path)).collect();
+        let same = places == self.places && self.trouble.is_none() && self.watched.iter().all(|path| is_local(path));
+        self.places = places;
+        self.rescans = if same { (self.rescans + 1) % WHOLE } else { 0 };
+        self.rescans != 0
     }
 
     /// Whether git is at work in one of the directories. A lock that stands for long is one that an aborted git left.
@@ -228,6 +248,14 @@ impl Watch {
             }
         })
     }
+}
+
+/// Whether nobody but this machine writes there: inotify doesn't tell what others do to a network's file system.
+fn is_local(path: &Path) -> bool {
+    // statfs(2): ext4, XFS, Btrfs, tmpfs, ramfs, overlayfs, F2FS, ZFS.
+    const LOCAL: [i64; 8] =
+        [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0x794c_7630, 0xf2f5_2010, 0x2fc1_2fc1];
+    rustix::fs::statfs(path).is_ok_and(|stat| LOCAL.contains(&i64::from(stat.f_type)))
 }
 
 /// What keeps inotify from watching, and which limit to raise.

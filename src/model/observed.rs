@@ -1,6 +1,6 @@
 //! What the kernel has: links, map contents, programs and attachments, read in one sweep.
 
-use super::{Instance, Local, OuterField, TunnelKind, Underlay};
+use super::{Instance, Local, Name, OuterField, TunnelKind, Underlay};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -97,8 +97,9 @@ pub struct Link {
     pub altnames: Vec<String>,
     /// `IFLA_IFALIAS`.
     pub alias: Option<String>,
-    /// `IFLA_INFO_KIND`: `veth`, `vxlan`, `bridge`, …; empty for physical devices.
-    pub kind: String,
+    /// `IFLA_INFO_KIND`: `veth`, `vxlan`, `bridge`, …; empty for physical devices. Links of a listing share
+    /// the text.
+    pub kind: Name,
     /// Hardware address.
     pub mac: Option<[u8; 6]>,
     /// MTU in bytes.

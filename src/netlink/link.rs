@@ -118,7 +118,7 @@ fn forwards(families: &[u8]) -> Forwarding {
 
 fn read_info(info: &[u8], link: &mut Link) {
     if let Some(kind) = attribute(info, IFLA_INFO_KIND) {
-        link.kind = text(kind);
+        link.kind = text(kind).into();
     }
     let data = attribute(info, IFLA_INFO_DATA).unwrap_or_default();
     link.tunnel = match link.kind.as_str() {
@@ -238,7 +238,7 @@ mod tests {
             name: "tm1".to_owned(),
             altnames: vec!["red/host1".to_owned(), "x".to_owned()],
             alias: Some("tunnel-mesh port red/host1".to_owned()),
-            kind: "dummy".to_owned(),
+            kind: "dummy".into(),
             mac: Some([2, 0, 0, 0, 0, 9]),
             mtu: 1450,
             up: true,

@@ -76,7 +76,7 @@ mod tests {
             Bridge { name: "br0".to_owned(), tenant: "red".to_owned(), mtu: None, origin: Origin::default() },
         );
         let mut observed = Observed { maps: Some(MapState::default()), ..Observed::default() };
-        observed.links.push(Link { kind: "bridge".to_owned(), ..link(3, "br0") });
+        observed.links.push(Link { kind: "bridge".into(), ..link(3, "br0") });
         observed.addresses.push(Address { ifindex: 9, address: "10.0.0.1".parse().unwrap() });
         let before = fingerprint(&desired, &observed);
         assert_eq!(before.len(), 16);

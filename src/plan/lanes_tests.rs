@@ -135,7 +135,7 @@ fn over_ipv6_the_far_side_must_take_packets_without_checksum() {
 #[test]
 fn another_routing_domain() {
     let vrf = |w: &mut World| {
-        let link = Link { ifindex: 3, name: "blue".to_owned(), kind: "vrf".to_owned(), ..w.eth0().clone() };
+        let link = Link { ifindex: 3, name: "blue".to_owned(), kind: "vrf".into(), ..w.eth0().clone() };
         w.observed.links.push(link);
     };
     let enslaved = World::with(|w| {
@@ -166,19 +166,19 @@ fn an_underlay_device_that_does_not_fit() {
     let unfit = ("underlay-device".to_owned(), "underlay-device".to_owned());
     assert_eq!(is(|w| w.eth0().mac = None), unfit, "wireguard, ipip, tun");
     assert_eq!(is(|w| w.eth0().mac = Some([0; 6])), unfit, "loopback");
-    assert_eq!(is(|w| w.eth0().kind = "ipvlan".to_owned()), unfit);
+    assert_eq!(is(|w| w.eth0().kind = "ipvlan".into()), unfit);
     assert_eq!(is(|w| w.eth0().alias = Some("tunnel-mesh bridge br-red".to_owned())), unfit);
     let port = |w: &mut World| {
-        let bridge = Link { ifindex: 3, name: "br0".to_owned(), kind: "bridge".to_owned(), ..Link::default() };
+        let bridge = Link { ifindex: 3, name: "br0".to_owned(), kind: "bridge".into(), ..Link::default() };
         w.observed.links.push(bridge);
         w.eth0().master = Some(3);
     };
     assert_eq!(is(port), unfit);
     for kind in ["veth", "bond", "vlan", "bridge"] {
-        World::with(|w| w.eth0().kind = kind.to_owned()).expect(REMOTES[0], "fast", "fast");
+        World::with(|w| w.eth0().kind = kind.into()).expect(REMOTES[0], "fast", "fast");
     }
     let asked = World::with(|w| {
-        w.eth0().kind = "ipvlan".to_owned();
+        w.eth0().kind = "ipvlan".into();
         w.tunnel().fast = Fast::On;
     });
     asked.expect(REMOTES[0], "fast", "fast");

@@ -153,6 +153,12 @@ impl<D: Disk> Acceptance<D> {
         self.intent.as_ref().is_some_and(|i| !i.delayed.is_empty()).then_some(Cause::Confirm)
     }
 
+    /// Whether nothing waits for the next look at the directories: what they said is accepted, wholly, and saved.
+    pub fn is_at_rest(&self) -> bool {
+        let wholly = self.intent.as_ref().is_some_and(|intent| intent.delayed.is_empty());
+        wholly && self.config_error.is_none() && self.unsaved.is_none() && !self.read_ahead
+    }
+
     /// Takes the files' state over, if it is valid, and puts it on disk. Returns whether it was.
     pub fn read(&mut self, cause: Cause) -> bool {
         let before = self.intent.clone();

@@ -314,7 +314,7 @@ impl Daemon {
 
     /// Looks the directory over: what inotify doesn't show, and the confirmation that removals wait for.
     async fn rescan(&mut self, files: &mut Watch) {
-        if files.git_is_writing() {
+        if files.git_is_writing() || (self.acceptance.is_at_rest() && files.vouches()) {
             return;
         }
         if let Some(cause) = self.acceptance.due() {
@@ -451,7 +451,7 @@ impl Daemon {
         self.states = self.reconciler.states(intent, report);
         self.memory.history.note(report, &intent.desired, at);
         let reset = |step: &Step| if let Step::ResetCounters { slot } = step { Some(*slot) } else { None };
-        self.memory.looks.forget(report.plan.operations.iter().filter_map(|o| reset(&o.step)));
+        self.memory.looks.forget(&report.plan.operations.iter().filter_map(|o| reset(&o.step)).collect());
     }
 
     fn tell_board(&self) {

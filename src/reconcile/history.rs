@@ -5,7 +5,7 @@
 
 use super::Report;
 use crate::files::record;
-use crate::model::{Desired, Moment};
+use crate::model::{Desired, Moment, Name};
 use crate::plan::{ChangeAction, Object, Reason};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -23,8 +23,8 @@ pub struct LastChange {
     pub action: ChangeAction,
     /// Why.
     pub reason: Reason,
-    /// Revision that was being brought into force.
-    pub revision: String,
+    /// Revision that was being brought into force; the changes of one pass share it.
+    pub revision: Name,
 }
 
 /// The last changes of all mappings, by address.
@@ -44,7 +44,16 @@ impl History {
     /// Reads it; empty where there is none, or it can't be read.
     pub fn load(state: &Path) -> Self {
         match record::read::<Self>(&path(state)) {
-            Ok(Some(history)) if history.format_version == FORMAT_VERSION => history,
+            Ok(Some(mut history)) if history.format_version == FORMAT_VERSION => {
+                let mut revisions = BTreeSet::new();
+                for change in history.mappings.values_mut() {
+                    match revisions.get(&change.revision) {
+                        Some(shared) => change.revision = Name::clone(shared),
+                        None => drop(revisions.insert(change.revision.clone())),
+                    }
+                }
+                history
+            }
             Ok(_) => Self::default(),
             Err(error) => {
                 tracing::warn!("{error:#}: when mappings were changed before isn't known");
@@ -63,15 +72,17 @@ impl History {
         if !report.changed {
             return;
         }
+        let revision = Name::from(desired.revision.as_str());
         let failed: BTreeSet<&str> = report.failures.iter().map(|(change, _)| change.as_str()).collect();
         for change in report.plan.changes.iter().filter(|c| c.object == Object::Mapping) {
             if !failed.contains(change.address.as_str()) {
-                let (action, reason, revision) = (change.action, change.reason, desired.revision.clone());
+                let (action, reason, revision) = (change.action, change.reason, revision.clone());
                 self.mappings.insert(change.address.clone(), LastChange { at, action, reason, revision });
                 self.unsaved = true;
             }
         }
-        if self.unsaved {
+        // What is gone is only let go where it makes a difference: looking takes longer than most changes.
+        if self.mappings.len() > desired.mappings.len() {
             let known: BTreeSet<String> = desired.mappings.values().map(crate::model::Mapping::address).collect();
             self.mappings.retain(|address, _| known.contains(address));
         }

@@ -6,7 +6,7 @@
 
 use super::status::Traffic;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Shortest time that a rate is taken over: less would make a single packet a flood.
@@ -32,7 +32,15 @@ pub struct Rates {
 #[derive(Debug)]
 struct Look {
     at: Duration,
-    slots: BTreeMap<u32, [u64; 5]>,
+    /// By slot; without those that counted nothing, of which there may be many.
+    slots: Vec<(u32, [u64; 5])>,
+}
+
+impl Look {
+    fn of(&self, slot: u32) -> [u64; 5] {
+        let place = self.slots.binary_search_by_key(&slot, |(slot, _)| *slot);
+        place.ok().and_then(|n| self.slots.get(n)).map(|(_, numbers)| *numbers).unwrap_or_default()
+    }
 }
 
 /// The looks that are kept.
@@ -56,7 +64,7 @@ impl Looks {
         let rates = base.and(self.0.front()).map(|base| {
             let seconds = (now - base.at).as_secs_f64();
             let of = |(slot, traffic): (&u32, &Traffic)| {
-                let before = base.slots.get(slot).copied().unwrap_or_default();
+                let before = base.of(*slot);
                 let mut per_second = [0.0; 5];
                 for ((rate, before), after) in per_second.iter_mut().zip(before).zip(numbers(traffic)) {
                     *rate = rounded(after.checked_sub(before)? as f64 / seconds);
@@ -67,7 +75,10 @@ impl Looks {
             traffic.iter().filter_map(of).collect()
         });
         if self.0.back().is_none_or(old) {
-            self.0.push_back(Look { at: now, slots: traffic.iter().map(|(slot, t)| (*slot, numbers(t))).collect() });
+            let mut slots: Vec<_> = traffic.iter().map(|(slot, t)| (*slot, numbers(t))).collect();
+            slots.retain(|(_, numbers)| *numbers != [0; 5]);
+            slots.shrink_to_fit();
+            self.0.push_back(Look { at: now, slots });
         }
         rates.unwrap_or_default()
     }
@@ -78,11 +89,9 @@ impl Looks {
     }
 
     /// Forgets slots whose counters were zeroed.
-    pub fn forget(&mut self, slots: impl Iterator<Item = u32> + Clone) {
-        for look in &mut self.0 {
-            for slot in slots.clone() {
-                look.slots.remove(&slot);
-            }
+    pub fn forget(&mut self, forgotten: &BTreeSet<u32>) {
+        for look in self.0.iter_mut().filter(|_| !forgotten.is_empty()) {
+            look.slots.retain(|(slot, _)| !forgotten.contains(slot));
         }
     }
 }
@@ -130,7 +139,7 @@ mod tests {
         rate(&mut looks, 0.0, 1000);
         assert_eq!(rate(&mut looks, 1.0, 5), None);
         assert_eq!(rate(&mut looks, 2.0, 7), Some((2.0, 1.0)));
-        looks.forget([64].into_iter());
+        looks.forget(&[64].into());
         assert_eq!(rate(&mut looks, 3.0, 1), Some((1.0, 1.0)));
     }
 }

@@ -251,7 +251,7 @@ impl MemoryKernel {
         link.peer_in_other_netns = false;
         match new {
             NewLink::Tunnel { kind, port, ip6, local, mtu, alias, udp6_zero_checksum_rx, .. } => {
-                link.kind = kind.to_string();
+                link.kind = kind.to_string().into();
                 link.mtu = *mtu;
                 link.alias = Some(alias.clone());
                 link.tunnel = Some(Box::new(TunnelDevice {
@@ -265,12 +265,12 @@ impl MemoryKernel {
                 }));
             }
             NewLink::Bridge { mtu, alias, .. } => {
-                link.kind = "bridge".to_owned();
+                link.kind = "bridge".into();
                 link.mtu = *mtu;
                 link.alias = Some(alias.clone());
             }
             NewLink::Port { altname, alias, mtu, .. } => {
-                link.kind = "dummy".to_owned();
+                link.kind = "dummy".into();
                 link.mtu = *mtu;
                 link.alias = Some(alias.clone());
                 link.altnames.push(altname.clone());

@@ -78,7 +78,7 @@ impl MemoryKernel {
         self.state.links.push(Link {
             ifindex,
             name: name.to_owned(),
-            kind: "veth".to_owned(),
+            kind: "veth".into(),
             mac: Some([2, 0, a, b, c, d]),
             mtu: 1500,
             up: true,
@@ -107,7 +107,7 @@ impl MemoryKernel {
     pub fn add_vxlan(&mut self, name: &str, port: u16) -> u32 {
         let ifindex = self.add_link(name);
         if let Some(link) = self.state.links.iter_mut().find(|l| l.ifindex == ifindex) {
-            link.kind = "vxlan".to_owned();
+            link.kind = "vxlan".into();
             link.peer_in_other_netns = false;
             link.forwards.v4 = true;
             link.tunnel = Some(Box::new(TunnelDevice {
