@@ -2,7 +2,7 @@
 //! is in the file, and what it accepts satisfies the JSON Schema.
 //!
 //! A short run by default; `FUZZ_INPUTS=1000000` for a long one, `FUZZ_SEED` for another one. A failure names the seed and
-//! the number of its input, which is made again by itself with `FUZZ_SEED=… FUZZ_ONLY=…`.
+//! the number of its input, which is made again by itself with `FUZZ_SEED=… FUZZ_ONLY=…`; `FUZZ_FROM` goes on from one.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -247,10 +247,11 @@ fn check(text: Vec<u8>, schema: &jsonschema::Validator) -> (bool, bool) {
     let compiled = merge([&parsed]).and_then(|topology| topology.compile(&choice));
     assert_eq!(compiled.is_ok(), diagnostics.is_empty(), "{diagnostics:?}");
     if diagnostics.is_empty() && whole.is_empty() {
-        let text = std::str::from_utf8(&file.text).unwrap();
+        let text = std::str::from_utf8(file.content()).unwrap();
         for document in serde_yaml::Deserializer::from_str(text) {
             let value = <serde_yaml::Value as serde::Deserialize>::deserialize(document);
-            let Some(value) = value.ok().filter(|v| !v.is_null()).and_then(json) else { continue };
+            let value = value.unwrap_or_else(|error| panic!("accepted, and not by another reader: {error}"));
+            let Some(value) = Some(value).filter(|v| !v.is_null()).and_then(json) else { continue };
             let errors: Vec<String> =
                 schema.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
             assert!(errors.is_empty(), "accepted, and not by the schema: {errors:?}");
@@ -270,7 +271,7 @@ fn the_reader_survives_anything_and_accepts_only_what_the_schema_does() {
     let schema = jsonschema::options().should_validate_formats(true).build(&schema()).unwrap();
     let (corpus, right) = corpus();
     let (mut accepted, mut formed) = (0u64, 0u64);
-    for n in only.map_or(0..inputs, |n| n..n + 1) {
+    for n in only.map_or(number("FUZZ_FROM", 0)..inputs, |n| n..n + 1) {
         let text = input(seed, n, &corpus, right);
         if only.is_some() {
             eprintln!("{}", String::from_utf8_lossy(&text));

@@ -255,7 +255,7 @@ fn is_local(path: &Path) -> bool {
     // statfs(2): ext4, XFS, Btrfs, tmpfs, ramfs, overlayfs, F2FS, ZFS.
     const LOCAL: [i64; 8] =
         [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x8584_58f6, 0x794c_7630, 0xf2f5_2010, 0x2fc1_2fc1];
-    rustix::fs::statfs(path).is_ok_and(|stat| LOCAL.contains(&i64::from(stat.f_type)))
+    rustix::fs::statfs(path).is_ok_and(|stat| LOCAL.contains(&stat.f_type))
 }
 
 /// What keeps inotify from watching, and which limit to raise.

@@ -37,3 +37,10 @@ pub struct SourceFile {
     /// Content.
     pub text: Vec<u8>,
 }
+
+impl SourceFile {
+    /// The content without the byte order mark that some editors put before it.
+    pub fn content(&self) -> &[u8] {
+        self.text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.text)
+    }
+}

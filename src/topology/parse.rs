@@ -8,6 +8,7 @@ use super::salvage::salvage;
 use super::tree::{self, At, Kind, Node};
 use crate::model::Name;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::collections::HashSet;
 use std::rc::Rc;
 
@@ -76,8 +77,9 @@ pub fn parse(file: &SourceFile) -> ParsedFile {
 }
 
 fn text_of(file: &SourceFile) -> Result<&str, Box<Diagnostic>> {
-    let text = std::str::from_utf8(&file.text).map_err(|error| {
-        let before = String::from_utf8_lossy(&file.text[..error.valid_up_to()]).into_owned();
+    let content = file.content();
+    let text = std::str::from_utf8(content).map_err(|error| {
+        let before = String::from_utf8_lossy(&content[..error.valid_up_to()]).into_owned();
         let line = before.matches('\n').count() as u32 + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() as u32 + 1;
         let place = At { line, column, length: 1 }.in_file(&file.name);
@@ -94,7 +96,15 @@ fn read(out: &mut ParsedFile, text: &str, nodes: Vec<Rc<Node>>) {
         out.diagnostics.push(diagnostic.help("start with `version: 1`, or remove the file"));
         return;
     }
-    for (document, node) in serde_yaml::Deserializer::from_str(text).zip(nodes).filter(|(_, node)| !node.is_null()) {
+    let mut documents = serde_yaml::Deserializer::from_str(text);
+    let last = nodes.last().map(|node| node.at);
+    for (document, node) in documents.by_ref().take(nodes.len()).zip(nodes) {
+        if node.is_null() {
+            if !matches!(Option::<IgnoredAny>::deserialize(document), Ok(None)) {
+                out.diagnostics.push(ambiguous(&out.name, node.at));
+            }
+            continue;
+        }
         let error = match Document::deserialize(document) {
             Ok(mut document) if document.version == VERSION && form(&node) => {
                 share(&mut document);
@@ -114,6 +124,18 @@ fn read(out: &mut ParsedFile, text: &str, nodes: Vec<Rc<Node>>) {
         out.doubt.extend(&salvaged.doubt);
         out.documents.extend(salvaged.document);
     }
+    // Nothing may be left: it would be said, and not be done.
+    if let (Some(_), Some(at)) = (documents.next(), last) {
+        out.diagnostics.push(ambiguous(&out.name, at));
+    }
+    out.doubt.everything |= out.diagnostics.iter().any(|diagnostic| diagnostic.code == "TM0005");
+}
+
+/// Readers of YAML disagree on where documents end.
+fn ambiguous(name: &str, at: At) -> Diagnostic {
+    let message = "what this document says depends on who reads it";
+    let diagnostic = Diagnostic::new("TM0005", at.in_file(name), message);
+    diagnostic.help("look for a quote, an indentation or a character that isn't right, and begin documents with `---`")
 }
 
 /// What mappings say in one file after the other is kept once.

@@ -96,7 +96,7 @@ const APART: usize = 100;
 
 impl<'a> Lines<'a> {
     fn of(source: &'a SourceFile) -> (&'a str, Self) {
-        let text = String::from_utf8_lossy(&source.text);
+        let text = String::from_utf8_lossy(source.content());
         let ends = text.match_indices('\n').map(|(at, _)| at + 1);
         let starts = std::iter::once(0).chain(ends).chain(std::iter::once(text.len())).collect();
         (&source.name, Self { text, starts })

@@ -126,6 +126,16 @@ pub(super) fn precheck(file: &str, text: &str) -> Result<(), Box<Diagnostic>> {
     let (mut depth, mut line, mut column) = (0usize, 1u32, 0u32);
     for c in text.chars() {
         column += 1;
+        // YAML 1.1 ends a line, and so a comment, where YAML 1.2 doesn't; a byte order mark is none but at the beginning.
+        if matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}') {
+            let at = At { line, column, length: 1 };
+            let message = format!(
+                "the invisible character {} means one thing to some readers of YAML and another to others",
+                c.escape_unicode()
+            );
+            let diagnostic = Diagnostic::new("TM0005", at.in_file(file), message);
+            return Err(Box::new(diagnostic.help("delete it; end lines with a newline")));
+        }
         match c {
             '\n' => (line, column) = (line + 1, 0),
             '[' | '{' => depth += 1,
