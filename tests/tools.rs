@@ -33,7 +33,7 @@ fn folders(under: &str) -> Vec<Vec<SourceFile>> {
 
 /// The documents of a file as an editor sees them; `None` where it is no YAML.
 fn documents(file: &SourceFile) -> Option<Vec<Value>> {
-    let text = std::str::from_utf8(&file.text).ok()?;
+    let text = std::str::from_utf8(file.content()).ok()?;
     let read = |document| <serde_yaml::Value as serde::Deserialize>::deserialize(document).ok();
     let all: Option<Vec<serde_yaml::Value>> = serde_yaml::Deserializer::from_str(text).map(read).collect();
     Some(all?.into_iter().filter(|d| !d.is_null()).map(json).collect())
