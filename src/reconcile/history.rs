@@ -11,6 +11,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const FORMAT_VERSION: u32 = 1;
 
@@ -31,7 +32,8 @@ pub struct LastChange {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     format_version: u32,
-    mappings: BTreeMap<String, LastChange>,
+    /// Shared with the copy that is being stored.
+    mappings: Arc<BTreeMap<String, LastChange>>,
     #[serde(skip)]
     unsaved: bool,
 }
@@ -46,7 +48,7 @@ impl History {
         match record::read::<Self>(&path(state)) {
             Ok(Some(mut history)) if history.format_version == FORMAT_VERSION => {
                 let mut revisions = BTreeSet::new();
-                for change in history.mappings.values_mut() {
+                for change in Arc::make_mut(&mut history.mappings).values_mut() {
                     match revisions.get(&change.revision) {
                         Some(shared) => change.revision = Name::clone(shared),
                         None => drop(revisions.insert(change.revision.clone())),
@@ -74,17 +76,18 @@ impl History {
         }
         let revision = Name::from(desired.revision.as_str());
         let failed: BTreeSet<&str> = report.failures.iter().map(|(change, _)| change.as_str()).collect();
+        let mappings = Arc::make_mut(&mut self.mappings);
         for change in report.plan.changes.iter().filter(|c| c.object == Object::Mapping) {
             if !failed.contains(change.address.as_str()) {
                 let (action, reason, revision) = (change.action, change.reason, revision.clone());
-                self.mappings.insert(change.address.clone(), LastChange { at, action, reason, revision });
+                mappings.insert(change.address.clone(), LastChange { at, action, reason, revision });
                 self.unsaved = true;
             }
         }
         // What is gone is only let go where it makes a difference: looking takes longer than most changes.
-        if self.mappings.len() > desired.mappings.len() {
+        if mappings.len() > desired.mappings.len() {
             let known: BTreeSet<String> = desired.mappings.values().map(crate::model::Mapping::address).collect();
-            self.mappings.retain(|address, _| known.contains(address));
+            mappings.retain(|address, _| known.contains(address));
         }
     }
 
