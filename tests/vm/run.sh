@@ -7,7 +7,7 @@
 #   VM_FILTER        run only tests whose name holds that, of each executable
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
 #   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
-#   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 3300
+#   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 3900
 #   VM_TEST_TIMEOUT  seconds for one executable; default: 900
 #   VM_MEMORY        MiB; default: 2048
 #   VM_DIRECTORY     where kernels are kept and logs are left; default: target/vm
@@ -75,7 +75,7 @@ boot() {
     local kernel=$dir/$1 console=$dir/$1.console report=$dir/$1.report code=0 shown
     cat "$work/base.cpio" "$kernel/modules.cpio" >"$work/initrd"
     : >"$console" && : >"$report"
-    timeout --foreground -k 5 "${VM_TIMEOUT:-3300}" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m "${VM_MEMORY:-2048}" \
+    timeout --foreground -k 5 "${VM_TIMEOUT:-3900}" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m "${VM_MEMORY:-2048}" \
         -nodefaults -no-user-config -no-reboot -display none \
         -serial "file:$console" -serial "file:$report" -kernel "$kernel/vmlinux" -initrd "$work/initrd" \
         -append "console=ttyS0 quiet rcupdate.rcu_cpu_stall_suppress=1 panic=-1 oops=panic mitigations=off cryptomgr.notests random.trust_cpu=on no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 rcupdate.rcu_expedited=1" \
@@ -105,7 +105,7 @@ summarise() {
     if ! grep -qx 'done' "$dir/$series.report"; then
         bad=1
         case $code in
-            124 | 137) printf 'FAILED  the guest did not end within %s s\n' "${VM_TIMEOUT:-3300}" ;;
+            124 | 137) printf 'FAILED  the guest did not end within %s s\n' "${VM_TIMEOUT:-3900}" ;;
             0) printf 'FAILED  the guest died; the end of its console:\n' && tail -n 30 "$dir/$series.console" ;;
             *) printf 'FAILED  QEMU ended with status %s: %s\n' "$code" "$(<"$dir/$series.qemu")" ;;
         esac
