@@ -93,7 +93,7 @@ static __always_inline __u32 way_mtu(const __u64 *way)
 #endif
 }
 
-/* Sends by the device and next hop that find_way gave. */
+/* Sends by the device and next hop that look_up gave. */
 static __always_inline int send_by(const __u64 *way)
 {
 	__u64 hop[3]; /* struct bpf_redir_neigh */

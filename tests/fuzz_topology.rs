@@ -251,7 +251,7 @@ fn check(text: Vec<u8>, schema: &jsonschema::Validator) -> (bool, bool) {
         for document in serde_yaml::Deserializer::from_str(text) {
             let value = <serde_yaml::Value as serde::Deserialize>::deserialize(document);
             let value = value.unwrap_or_else(|error| panic!("accepted, and not by another reader: {error}"));
-            let Some(value) = Some(value).filter(|v| !v.is_null()).and_then(json) else { continue };
+            let Some(value) = (!value.is_null()).then_some(value).and_then(json) else { continue };
             let errors: Vec<String> =
                 schema.iter_errors(&value).map(|e| format!("{}: {e}", e.instance_path())).collect();
             assert!(errors.is_empty(), "accepted, and not by the schema: {errors:?}");

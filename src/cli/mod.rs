@@ -28,6 +28,7 @@ mod validate;
 use crate::model::HookKind;
 use crate::reconcile::expedite::Expedite;
 use crate::reconcile::instance::Paths;
+use crate::reconcile::live::LiveKernel;
 use crate::reconcile::loader::{Loader, Rejected, this_node};
 use crate::topology::NodeChoice;
 use crate::topology::render::Look;
@@ -201,6 +202,14 @@ impl Attaching {
 impl Global {
     fn paths(&self) -> Paths {
         Paths { pins: self.pin_dir.clone(), run: self.run_dir.clone(), state: self.state_dir.clone() }
+    }
+
+    /// The kernel of this host, to be looked at.
+    async fn live(&self) -> Result<LiveKernel> {
+        let paths = self.paths();
+        let kernel = LiveKernel::open(&paths.pins, self.hook()).await?;
+        paths.check_pins()?;
+        Ok(kernel)
     }
 
     fn loader(&self) -> Loader {

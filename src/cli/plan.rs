@@ -10,7 +10,6 @@ use crate::reconcile::Reconciler;
 use crate::reconcile::baseline::baseline;
 use crate::reconcile::flow::flows;
 use crate::reconcile::intent::{Removals, intend, same_node};
-use crate::reconcile::live::LiveKernel;
 use crate::reconcile::saved::{Saved, accepted};
 use crate::topology::{NodeChoice, adopt};
 use anyhow::{Context, Result, bail};
@@ -113,8 +112,7 @@ impl Planned {
         let paths = global.paths();
         let mut loader = global.loader();
         global.accept(loader.load())?;
-        let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
-        paths.check_pins()?;
+        let mut kernel = global.live().await?;
         let before = baseline(&mut kernel, &paths.state).await?;
         before.iter().for_each(|a| loader.remember(&a.desired));
         let new = global.accept(loader.load())?;

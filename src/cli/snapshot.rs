@@ -9,7 +9,6 @@ use crate::model::{Desired, Intent, SNAPSHOT_VERSION, Snapshot};
 use crate::plan::tunnel_mtu;
 use crate::reconcile::flow::flows;
 use crate::reconcile::kernel::Kernel;
-use crate::reconcile::live::LiveKernel;
 use crate::topology::{NodeChoice, SourceFile, adopt, merge, parse, write};
 use anyhow::{Context, Result};
 
@@ -45,8 +44,7 @@ impl SnapshotArgs {
 
 async fn take(global: &Global) -> Result<Snapshot> {
     let paths = global.paths();
-    let mut kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
-    paths.check_pins()?;
+    let mut kernel = global.live().await?;
     let accepted = match Accepted::load(&paths.state) {
         Ok(accepted) => accepted,
         Err(error) => {

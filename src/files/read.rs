@@ -143,7 +143,7 @@ fn walk(directory: &Path, stat: &Stat, above: &mut BTreeSet<(u64, u64)>, out: &m
         bail!("{} leads back into itself; remove the symlink", directory.display());
     }
     let what = || format!("list the directory {}", directory.display());
-    // Names are looked up from the directory and not from the root: this is done every second.
+    // Names are looked up from the directory and not from the root: this is done every few seconds.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(directory, flags, Mode::empty()).with_context(what)?;
     let entries = rustix::fs::Dir::read_from(&opened).with_context(what)?;

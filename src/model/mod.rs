@@ -21,7 +21,7 @@ pub use desired::*;
 pub use device::*;
 pub use lane::LaneReason;
 pub use moment::Moment;
-pub use name::Name;
+pub use name::{Name, share};
 pub use observed::*;
 pub use prefix::Prefix;
 pub use snapshot::*;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Borrow;
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
@@ -17,6 +18,17 @@ impl Name {
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Lets equal names share one text.
+pub fn share<'a>(names: impl IntoIterator<Item = &'a mut Name>) {
+    let mut known: BTreeSet<Name> = BTreeSet::new();
+    for name in names {
+        match known.get(name) {
+            Some(shared) => *name = shared.clone(),
+            None => drop(known.insert(name.clone())),
+        }
     }
 }
 

@@ -23,12 +23,11 @@ pub use transport::{is_denied, is_gone};
 pub use underlay_watch::UnderlayWatch;
 pub use watch::{LinkEvent, LinkWatch};
 
-use crate::model::{Address, Instance, Link, Name};
+use crate::model::{Address, Instance, Link, share};
 use anyhow::{Context, Result};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use std::collections::BTreeSet;
 use transport::Transport;
 
 /// A connection for requests, in the network namespace that the calling thread was in at [`Netlink::open`].
@@ -99,13 +98,7 @@ impl Netlink {
         let mut links: Vec<Link> = whole.filter_map(link::link).collect();
         // They are kept, and there may be many.
         links.shrink_to_fit();
-        let mut kinds: BTreeSet<Name> = BTreeSet::new();
-        for link in &mut links {
-            match kinds.get(&link.kind) {
-                Some(kind) => link.kind = kind.clone(),
-                None => drop(kinds.insert(link.kind.clone())),
-            }
-        }
+        share(links.iter_mut().map(|link| &mut link.kind));
         Ok(links)
     }
 

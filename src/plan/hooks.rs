@@ -55,7 +55,7 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
     let mut wanted = wanted(b, &mut hooks);
     wanted.extend(held_fast(b, &mut hooks, &wanted));
     let by_hook = ByHook::default();
-    let bare = bare_beside_the_fast_lane(b);
+    let bare = bare_beside_the_fast_lane(b, &hooks);
 
     // Runs, but perhaps on other maps than those that are about to be written: of an unknown program nobody knows, and a
     // growth takes along what is attached by TCX only.
@@ -187,12 +187,9 @@ pub(super) fn attachments(b: &mut Builder<'_>) {
 
 /// Tunnel devices without a program of ours whose tunnel is in the fast lane, as far as anybody knows. What that lane is
 /// about to leave to the device must not reach the host's stack, nor go by entries that are about to be deleted.
-fn bare_beside_the_fast_lane(b: &Builder<'_>) -> BTreeSet<u32> {
+fn bare_beside_the_fast_lane(b: &Builder<'_>, hooks: &Hooks<'_>) -> BTreeSet<u32> {
     let attached = &b.input.observed.attachments;
-    let guarded = |ifindex: u32| {
-        let mut here = attached.iter().filter(|a| a.ifindex == ifindex);
-        here.any(|a| a.direction == Direction::Ingress && a.program.is_some())
-    };
+    let guarded = |i: u32| hooks.at(i).any(|a| a.direction == Direction::Ingress && a.program.is_some());
     // Of programs whose maps were lost nobody knows.
     let lost = !b.live.present && attached.iter().any(|a| a.direction == Direction::Underlay && a.program.is_some());
     let unknown = b.tunnels.values().filter_map(|t| t.link.as_ref()?.ifindex).chain(b.deleted_links.keys().copied());

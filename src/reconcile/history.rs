@@ -5,7 +5,7 @@
 
 use super::Report;
 use crate::files::record;
-use crate::model::{Desired, Moment, Name};
+use crate::model::{Desired, Moment, Name, share};
 use crate::plan::{ChangeAction, Object, Reason};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -47,13 +47,7 @@ impl History {
     pub fn load(state: &Path) -> Self {
         match record::read::<Self>(&path(state)) {
             Ok(Some(mut history)) if history.format_version == FORMAT_VERSION => {
-                let mut revisions = BTreeSet::new();
-                for change in Arc::make_mut(&mut history.mappings).values_mut() {
-                    match revisions.get(&change.revision) {
-                        Some(shared) => change.revision = Name::clone(shared),
-                        None => drop(revisions.insert(change.revision.clone())),
-                    }
-                }
+                share(Arc::make_mut(&mut history.mappings).values_mut().map(|change| &mut change.revision));
                 history
             }
             Ok(_) => Self::default(),

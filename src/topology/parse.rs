@@ -101,7 +101,7 @@ fn read(out: &mut ParsedFile, text: &str, nodes: Vec<Rc<Node>>) {
     for (document, node) in documents.by_ref().take(nodes.len()).zip(nodes) {
         if node.is_null() {
             if !matches!(Option::<IgnoredAny>::deserialize(document), Ok(None)) {
-                out.diagnostics.push(ambiguous(&out.name, node.at));
+                ambiguous(out, node.at);
             }
             continue;
         }
@@ -126,16 +126,17 @@ fn read(out: &mut ParsedFile, text: &str, nodes: Vec<Rc<Node>>) {
     }
     // Nothing may be left: it would be said, and not be done.
     if let (Some(_), Some(at)) = (documents.next(), last) {
-        out.diagnostics.push(ambiguous(&out.name, at));
+        ambiguous(out, at);
     }
-    out.doubt.everything |= out.diagnostics.iter().any(|diagnostic| diagnostic.code == "TM0005");
 }
 
 /// Readers of YAML disagree on where documents end.
-fn ambiguous(name: &str, at: At) -> Diagnostic {
+fn ambiguous(out: &mut ParsedFile, at: At) {
     let message = "what this document says depends on who reads it";
-    let diagnostic = Diagnostic::new("TM0005", at.in_file(name), message);
-    diagnostic.help("look for a quote, an indentation or a character that isn't right, and begin documents with `---`")
+    let diagnostic = Diagnostic::new("TM0005", at.in_file(&out.name), message);
+    let help = "look for a quote, an indentation or a character that isn't right, and begin documents with `---`";
+    out.diagnostics.push(diagnostic.help(help));
+    out.doubt.everything = true;
 }
 
 /// What mappings say in one file after the other is kept once.

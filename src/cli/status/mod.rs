@@ -9,7 +9,6 @@ use crate::files::accepted::Accepted;
 use crate::model::Moment;
 use crate::reconcile::Reconciler;
 use crate::reconcile::control::{Request, ask};
-use crate::reconcile::live::LiveKernel;
 use crate::reconcile::rates::SHORTEST;
 use crate::reconcile::status::Status;
 use crate::reconcile::tell::{Memory, read_status};
@@ -96,7 +95,6 @@ pub(super) async fn read(global: &Global, memory: &mut Memory) -> Result<Status>
         };
     }
     let intent = Accepted::load(&paths.state)?;
-    let kernel = LiveKernel::open(&paths.pins, global.hook()).await?;
-    paths.check_pins()?;
+    let kernel = global.live().await?;
     read_status(&mut Reconciler::new(kernel), intent.as_ref(), memory).await
 }
