@@ -56,7 +56,7 @@ test: ## every test: in a Debian 6.1 kernel under QEMU, then here; with the demo
 	[ $$code = 0 ] || { echo 'make test: something above failed' >&2; exit 1; }
 
 test-host: deps-build deps-test bpffs ## the tests that run on this kernel
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 test-demo: deps-build deps-demo bpffs ## the demo with a debug binary, with TCX and with clsact
 	$(CARGO) build --locked

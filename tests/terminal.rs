@@ -44,10 +44,12 @@ fn host(underlay: &Underlay) -> Host {
     host
 }
 
-/// The command, of which nothing is said about colour.
+/// The command, of which nothing is said about colour: not in the words that it heeds. What other programs take for a
+/// reason to colour, one that runs in CI above all, is there all the time.
 fn command(host: &Host, arguments: &[&str]) -> Command {
     let mut command = host.command(arguments);
     command.env_remove("NO_COLOR").env_remove("TUNNEL_MESH_COLOR").env("TERM", "xterm-256color");
+    command.env("CI", "true").env("CLICOLOR", "1").env("CLICOLOR_FORCE", "1");
     command
 }
 

@@ -33,11 +33,11 @@ use crate::reconcile::loader::{Loader, Rejected, this_node};
 use crate::topology::NodeChoice;
 use crate::topology::render::Look;
 use anyhow::{Context, Result};
-use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
 use page::Page;
 use paint::Paint;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -145,6 +145,17 @@ enum Color {
     Never,
 }
 
+impl Color {
+    /// Whether to colour what goes to a stream.
+    fn colored(self, terminal: bool) -> bool {
+        match self {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal && !streams::is_dumb() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
     Text,
@@ -236,25 +247,16 @@ impl Global {
         })
     }
 
-    /// Whether to colour what goes to that stream.
-    fn colored(&self, terminal: bool) -> bool {
-        match self.color {
-            Color::Always => true,
-            Color::Never => false,
-            Color::Auto => terminal && !streams::is_dumb() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
-        }
-    }
-
     /// What is laid out for standard output.
     fn page(&self) -> Page {
         let width = streams::width(&std::io::stdout());
-        Page { paint: Paint(self.colored(width.is_some())), width }
+        Page { paint: Paint(self.color.colored(width.is_some())), width }
     }
 
     /// How diagnostics look on that stream.
     fn look(&self, stream: &(impl IsTerminal + AsFd)) -> Look {
         let width = streams::width(stream);
-        Look { color: self.colored(width.is_some()), width }
+        Look { color: self.color.colored(width.is_some()), width }
     }
 
     fn log(&self) {
@@ -272,7 +274,7 @@ impl Global {
             .with_target(false)
             // Said with eprintln, which panics where nobody listens.
             .log_internal_errors(false)
-            .with_ansi(self.colored(std::io::stderr().is_terminal()));
+            .with_ansi(self.color.colored(std::io::stderr().is_terminal()));
         match self.log_format {
             LogFormat::Text => builder.init(),
             LogFormat::Json => builder.json().init(),
@@ -282,14 +284,11 @@ impl Global {
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    let command = Cli::command().color(usage_color());
-    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let usage = error.use_stderr();
-            // A closed pipe is no reason to fail on `--help | head`.
-            drop(error.print());
-            return if usage { Exit::Usage } else { Exit::Done }.into();
+            tell_of_usage(&error);
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
     cli.global.log();
@@ -308,8 +307,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Writes help, the version, or why words aren't understood, in colours where other output would have them.
+fn tell_of_usage(error: &clap::Error) {
+    let terminal = if error.use_stderr() { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+    let text = error.render();
+    let text = if usage_color().colored(terminal) { text.ansi().to_string() } else { text.to_string() };
+    // A closed pipe is no reason to fail on `--help | head`.
+    drop(if error.use_stderr() {
+        std::io::stderr().write_all(text.as_bytes())
+    } else {
+        std::io::stdout().write_all(text.as_bytes())
+    });
+}
+
 /// What is said of colour, for help and for words that aren't understood: before anything else is.
-fn usage_color() -> ColorChoice {
+fn usage_color() -> Color {
     let mut words = std::env::args_os().skip(1);
     let mut said = std::env::var_os("TUNNEL_MESH_COLOR");
     while let Some(word) = words.next() {
@@ -320,12 +332,7 @@ fn usage_color() -> ColorChoice {
             None => {}
         }
     }
-    match said.as_ref().and_then(|said| Color::from_str(said.to_str()?, true).ok()) {
-        Some(Color::Always) => ColorChoice::Always,
-        Some(Color::Never) => ColorChoice::Never,
-        // Heeds NO_COLOR and TERM as well.
-        Some(Color::Auto) | None => ColorChoice::Auto,
-    }
+    said.as_ref().and_then(|said| Color::from_str(said.to_str()?, true).ok()).unwrap_or(Color::Auto)
 }
 
 fn run(cli: &Cli) -> Result<Exit> {
