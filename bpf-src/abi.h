@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define TM_ABI_VERSION 2
+#define TM_ABI_VERSION 3
 
 /* Entries of `conf`: tunnels, and the underlay devices on which they are decapsulated. Index 0 is neither. Slots below
  * are those, from there mappings. */
@@ -27,8 +27,10 @@
 #define TM_SLOT_MASK 0x0fffffffU
 #define TM_SLOT_ENDPOINT 0x80000000U
 
-/* Place of the IPv6 address in tm_conf.detail. */
+/* Places in tm_conf.detail: of the IPv6 address, and of our underlay devices by address family. */
 #define TM_LOCAL6 2
+#define TM_ETHERNET4 1
+#define TM_ETHERNET6 6
 
 /* tm_conf.flags */
 #define TM_CONF_VALID 0x1U
@@ -107,7 +109,8 @@ struct tm_conf {
 	/*
 	 * Of an underlay device: tunnel index << 16 | UDP port in network order; the first 0 ends it. Of a tunnel that is
 	 * decapsulated on the underlay, our addresses, to which its packets come: the first word is the IPv4 address, the
-	 * four from TM_LOCAL6 are the IPv6 address, zeros where there is none.
+	 * four from TM_LOCAL6 are the IPv6 address, zeros where there is none. Of every tunnel the devices with our
+	 * addresses, where those are Ethernet devices, at TM_ETHERNET4 and TM_ETHERNET6; else 0.
 	 */
 	__u32 detail[TM_UNDERLAY_PORTS];
 };
@@ -125,8 +128,9 @@ struct tm_counters {
 	__u64 rx_bytes;
 	__u64 tx_packets;
 	__u64 tx_bytes;
-	__u64 rx_fast; /* of rx_packets, those that the underlay's program decapsulated */
-	__u64 tx_fast; /* of tx_packets, those that were encapsulated without the tunnel device */
+	__u64 rx_fast;           /* of rx_packets, those that the underlay's program decapsulated */
+	__u64 tx_fast;           /* of tx_packets, those that were encapsulated without the tunnel device */
+	__u64 neighbour_jiffies; /* when the fast lane last sent by the neighbour, not by its address alone */
 	__u64 drops[TM_DROP_REASONS];
 	__u64 next_answer_ns; /* CLOCK_MONOTONIC: paces the answers to what is too big */
 };

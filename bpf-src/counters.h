@@ -42,17 +42,22 @@ static __always_inline void count_rx(__u32 slot, __u64 packets, __u32 bytes, int
 	}
 }
 
+/* As count_rx, sent by the tenant whose counters `c` are. */
+static __always_inline void count_sent(struct tm_counters *c, __u64 packets, __u32 bytes, int fast)
+{
+	c->tx_packets += packets;
+	c->tx_bytes += bytes;
+	if (fast)
+		c->tx_fast += packets;
+}
+
 /* As count_rx, sent by the tenant. */
 static __always_inline void count_tx(__u32 slot, __u64 packets, __u32 bytes, int fast)
 {
 	struct tm_counters *c = counters_of(slot);
 
-	if (c) {
-		c->tx_packets += packets;
-		c->tx_bytes += bytes;
-		if (fast)
-			c->tx_fast += packets;
-	}
+	if (c)
+		count_sent(c, packets, bytes, fast);
 }
 
 /*

@@ -198,6 +198,7 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	__u64 key[3], eth[2]; /* struct tm_tunkey; the inner Ethernet header, and two bytes more */
 	__u64 packets = skb_packets(skb);
 	__u64 how = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+	__u8 *data, *end;
 	int ip, verdict;
 
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
@@ -247,8 +248,13 @@ static __always_inline int decapsulate(struct __sk_buff *skb, __u32 index)
 	if (bpf_skb_adjust_room(skb, -(__s32)outer.overhead, BPF_ADJ_ROOM_MAC, how))
 		return TC_ACT_UNSPEC;
 
-	if (bpf_skb_store_bytes(skb, 0, eth, TM_ETH, 0))
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + TM_ETH > end)
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_DECAPSULATE);
+	*(__u64 *)data = eth[0];
+	*(__u32 *)(data + 8) = words_first(eth[1]);
+	*(__u16 *)(data + 12) = outer.eth_type;
 	if (ip && outer.ecn == 3 && mark_congestion(skb, outer.eth_type))
 		return drop(skb, slot & TM_SLOT_MASK, TM_DROP_DECAPSULATE);
 	/* One checksum less: the outer one, were it only zero, counts as the first that was verified. */

@@ -146,16 +146,27 @@ static __always_inline void write_udp(__u8 *to, __be16 sport, __be16 dport, __u3
 }
 
 /*
- * Encapsulates and sends, by an if2tunkey entry (its seven words) whose tunnel device is `device`. Returns a verdict,
- * or TM_TAKE_DEVICE.
+ * An id for an outer IPv4 packet that may be fragmented (RFC 6864, 4.1). `number`: of the mapping's packets on this CPU.
+ * Of one flow no two of 65,536 have the same one, since its step is odd; flows with others step on in another way.
  */
-static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry, __u32 device)
+static __always_inline __u16 outer_id(__u32 flow, __u32 number)
+{
+	return number * (flow | 1) + (flow >> 16);
+}
+
+/*
+ * Encapsulates and sends, by an if2tunkey entry (its seven words) whose tunnel device is `device`. Returns a verdict, or
+ * TM_TAKE_DEVICE.
+ */
+static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry, __u32 device,
+				       const volatile struct tm_conf *settings)
 {
 	__u32 slot = words_first(entry[0]) & TM_SLOT_MASK;
 	__u32 id = words_second(entry[1]), options = words_first(entry[6]), more = words_second(entry[6]);
 	__u32 length = skb->len, gso_size = skb->gso_size, outer, flags;
 	__u64 packets = skb_packets(skb), way[8]; /* struct bpf_fib_lookup */
-	int v4 = words_are_v4(&entry[2]), verdict;
+	int v4 = words_are_v4(&entry[2]), addressed, verdict;
+	struct tm_counters *c = counters_of(slot);
 	__be16 sport, dport;
 	struct inner inner;
 	__u16 header;
@@ -175,7 +186,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 	dport = more >> 16;
 	header = more & 0xffff;
 #endif
-	if (!read_inner(skb, &inner))
+	if (!c || !read_inner(skb, &inner))
 		return TM_TAKE_DEVICE;
 	if (flags & TM_IF_INHERIT_TTL)
 		ttl = inner.ttl;
@@ -207,10 +218,12 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 				      way_mtu(way) - (v4 ? TM_OVERHEAD4 : TM_OVERHEAD6));
 	if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return TM_TAKE_DEVICE;
+	addressed = found == BPF_FIB_LKUP_RET_SUCCESS && is_addressed(way, c);
 
 	if (v4) {
 		__u32 sum;
 
+		addressed = addressed && words_first(way[1]) == settings->detail[TM_ETHERNET4];
 		if (bpf_skb_adjust_room(skb, TM_OVERHEAD4, BPF_ADJ_ROOM_MAC,
 					BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 						BPF_F_ADJ_ROOM_ENCAP_L2(TM_ETH) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
@@ -224,7 +237,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 		*(__be16 *)(data + 14) = bpf_htons(0x4500 | tos);
 		*(__be16 *)(data + 16) = bpf_htons(length + TM_OUTER4);
 		/* Only of a packet that may be fragmented the id has a meaning (RFC 6864). */
-		*(__be16 *)(data + 18) = flags & TM_IF_DF ? 0 : (__u16)bpf_get_prandom_u32();
+		*(__be16 *)(data + 18) = flags & TM_IF_DF ? 0 : outer_id(inner.flow, c->tx_packets);
 		*(__be16 *)(data + 20) = flags & TM_IF_DF ? bpf_htons(0x4000) : 0;
 		*(__be16 *)(data + 22) = bpf_htons((__u32)ttl << 8 | TM_UDP);
 		*(__be32 *)(data + 26) = words_second(entry[5]);
@@ -235,6 +248,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 		write_udp(data + 34, sport, dport, length, flags, id);
 		write_inner_eth(data + TM_OVERHEAD4, &inner);
 	} else {
+		addressed = addressed && words_first(way[1]) == settings->detail[TM_ETHERNET6];
 		if (bpf_skb_adjust_room(skb, TM_OVERHEAD6, BPF_ADJ_ROOM_MAC,
 					BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 						BPF_F_ADJ_ROOM_ENCAP_L2(TM_ETH) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
@@ -255,8 +269,10 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 		write_udp(data + 54, sport, dport, length, flags, id);
 		write_inner_eth(data + TM_OVERHEAD6, &inner);
 	}
-	count_tx(slot, packets, length, 1);
-	verdict = send_by(way);
+	if (addressed)
+		write_addresses(data, way);
+	count_sent(c, packets, length, 1);
+	verdict = addressed ? send_frame(way) : send_by(way);
 	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot, TM_DROP_REDIRECT);
 }
 

@@ -124,7 +124,7 @@ int handle_egress(struct __sk_buff *skb)
 	if (endpoint)
 		skb->tc_index = 0;
 	if (entry_flags(entry) & TM_IF_FAST) {
-		verdict = encapsulate(skb, entry, target);
+		verdict = encapsulate(skb, entry, target, settings);
 		if (verdict != TM_TAKE_DEVICE)
 			return verdict;
 	}

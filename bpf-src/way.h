@@ -9,8 +9,10 @@
 
 #include <stddef.h>
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "abi.h"
 #include "outer.h"
 #include "tunnel_key.h"
 #include "words.h"
@@ -91,6 +93,41 @@ static __always_inline __u32 way_mtu(const __u64 *way)
 #else
 	return way[0] & 0xffff;
 #endif
+}
+
+/*
+ * Whether the addresses that look_up gave are enough for this packet, which `c` counts: then write_addresses and
+ * send_frame. Else it goes by the neighbour, send_by, which costs more but keeps the kernel's knowledge of it fresh: a
+ * neighbour that nobody sends by is never asked whether it is still there (RFC 4861, 7.3). So one packet of a mapping in
+ * each jiffy does, which of a few packets means all.
+ */
+static __always_inline int is_addressed(const __u64 *way, struct tm_counters *c)
+{
+	const __u16 *address = (const __u16 *)way + offsetof(struct bpf_fib_lookup, dmac) / 2;
+	__u64 now = bpf_jiffies64(), last = c->neighbour_jiffies;
+
+	c->neighbour_jiffies = now;
+	/* Zeros: a neighbour that isn't known yet, or a device that knows none. */
+	return now == last && (address[0] | address[1] | address[2]);
+}
+
+/* Writes the Ethernet addresses that look_up gave. */
+static __always_inline void write_addresses(__u8 *to, const __u64 *way)
+{
+	const __u16 *source = (const __u16 *)way + offsetof(struct bpf_fib_lookup, smac) / 2;
+	const __u16 *destination = (const __u16 *)way + offsetof(struct bpf_fib_lookup, dmac) / 2;
+
+#pragma unroll
+	for (int i = 0; i < 3; i++) {
+		*(__u16 *)(to + 2 * i) = destination[i];
+		*(__u16 *)(to + ETH_ALEN + 2 * i) = source[i];
+	}
+}
+
+/* Sends a frame, its addresses written, by the device that look_up gave. */
+static __always_inline int send_frame(const __u64 *way)
+{
+	return bpf_redirect(words_first(way[1]), 0);
 }
 
 /* Sends by the device and next hop that look_up gave. */

@@ -289,19 +289,18 @@ fn another_layout_counts_as_none() {
     assert_eq!(Dataplane::open(&dir).unwrap().outdated(), None);
 }
 
-/// Maps of version 1 are read as they are, refuse to be written, and are moved into today's while packets flow.
-#[test]
-fn maps_of_an_earlier_layout_are_carried_over() {
+/// Maps of an earlier version are read as they are, refuse to be written, and are moved into today's while packets flow.
+fn carried_over(version: u32, differs: &str) {
     let mut lab = Lab::new();
     let (a, _b) = wired(&mut lab);
     let dir = a.dp.pin_dir().to_owned();
     assert_eq!(a.ping("192.168.5.2", 5), 5);
-    earlier::age(&dir);
+    earlier::age(&dir, version);
     let (before, counted) = (a.dp.observe().unwrap(), a.dp.counters().unwrap());
     assert!(counted.iter().any(|(slot, c)| *slot == SLOT && c.rx_packets >= 5 && c.tx_packets >= 5), "{counted:?}");
 
     let reader = Dataplane::open(&dir).unwrap();
-    assert!(reader.outdated().unwrap().contains("conf has another layout (value size 32"), "{:?}", reader.outdated());
+    assert!(reader.outdated().unwrap().contains(differs), "{:?}", reader.outdated());
     assert_eq!((reader.observe().unwrap(), reader.counters().unwrap()), (before.clone(), counted.clone()));
     assert!(reader.programs().unwrap().iter().all(|p| !p.current));
     assert!(reader.clear_conf(&[1]).unwrap_err().to_string().contains("carried over"));
@@ -320,6 +319,16 @@ fn maps_of_an_earlier_layout_are_carried_over() {
         assert!(of(&dp.counters().unwrap()) >= of(&counted) + 3, "it counts on");
     }
     assert_eq!(Dataplane::open(&dir).unwrap().outdated(), None);
+}
+
+#[test]
+fn maps_of_version_1_are_carried_over() {
+    carried_over(1, "conf has another layout (value size 32");
+}
+
+#[test]
+fn maps_of_version_2_are_carried_over() {
+    carried_over(2, "counters has another layout (value size 184");
 }
 
 /// What is attached by TCX, as (ifindex, direction, program, position).

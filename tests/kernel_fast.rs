@@ -1,11 +1,17 @@
-//! The fast lane without a daemon: routes and neighbours that change are followed at once, and what isn't plain takes the
-//! tunnel device. And with one: the underlay device is recreated, or is put into a VRF and taken out again.
+//! The fast lane without a daemon: routes and neighbours that change are followed at once, outer packets have the ids that
+//! they need, and what isn't plain takes the tunnel device. And with one: the underlay device is recreated, or is put into a VRF and taken out again.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod world;
 
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use world::frames::Capture;
 use world::harness::{Netns, veth};
 use world::{Host, Underlay, assert_pings, eventually, pings};
 
@@ -38,6 +44,7 @@ struct Site {
 }
 
 const FAR: &str = "192.168.9.2";
+const PORT: u16 = 9999;
 
 impl Site {
     fn new(family: &Family) -> Self {
@@ -154,8 +161,111 @@ fn neighbours_are_followed_over_ipv6() {
     neighbours_are_followed(&V6);
 }
 
+/// Packets of one flow to the far workload, many of them in every jiffy, until it is told to stop.
+fn stream(from: &Netns, stop: &AtomicBool) {
+    let socket = from.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..50 {
+            socket.send_to(&[0; 64], (FAR, PORT)).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The same where so much is sent that the fast lane writes most frames itself, without the neighbour.
+fn a_busy_neighbour_is_followed(family: &Family) {
+    let underlay = Underlay::new();
+    let (hosts, workloads) = wired_by(&underlay, &family.hops[0]);
+    let kind = if family.flag == "-4" { "ipv4" } else { "ipv6" };
+    for host in &hosts {
+        host.apply();
+        for (name, value) in [("base_reachable_time_ms", 2400), ("retrans_time_ms", 100), ("ucast_solicit", 1)] {
+            host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.{name}={value}"));
+        }
+        host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.delay_first_probe_time=1"));
+    }
+    assert_pings(&workloads[0], FAR);
+    // What the workloads ask each other would go by the tunnel device, which asks for its neighbours itself.
+    for (workload, other) in workloads.iter().zip([FAR, "192.168.9.1"]) {
+        workload.cmd("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+        workload.cmd(&format!("ip neigh change {other} dev eth0 nud permanent"));
+    }
+    let receiver = workloads[1].enter(|| UdpSocket::bind((FAR, PORT)).unwrap());
+    receiver.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let arrive = |count: usize| (0..count).all(|_| receiver.recv(&mut [0; 128]).is_ok());
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| stream(&workloads[0], &stop));
+        let followed = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            eventually("packets arrive", || arrive(1000));
+            // Half as long again as a neighbour counts as there, at most: then nobody asks for one that isn't sent by.
+            std::thread::sleep(Duration::from_secs(4));
+            hosts[1].netns.cmd("ip link set eth0 address 02:00:00:00:77:01");
+            // What was there before.
+            receiver.set_nonblocking(true).unwrap();
+            while receiver.recv(&mut [0; 128]).is_ok() {}
+            receiver.set_nonblocking(false).unwrap();
+            eventually("the neighbour is found again", || arrive(1000));
+        }));
+        stop.store(true, Ordering::Relaxed);
+        followed.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert!(hosts[0].mapping("red/wire0")["traffic"]["tx_fast"].as_u64().unwrap() > 2000);
+}
+
+#[test]
+fn a_busy_neighbour_is_followed_over_ipv4() {
+    a_busy_neighbour_is_followed(&V4);
+}
+
+#[test]
+fn a_busy_neighbour_is_followed_over_ipv6() {
+    a_busy_neighbour_is_followed(&V6);
+}
+
+/// Of packets that may be fragmented, those of a flow have ids that tell them apart; others have none.
+#[test]
+fn outer_packets_have_ids_where_they_may_be_fragmented() {
+    const PACKETS: usize = 500;
+    let underlay = Underlay::new();
+    let (hosts, workloads) = wired(&underlay);
+    hosts[1].apply();
+    let mesh = std::fs::read_to_string(hosts[0].topology().join("a.yaml")).unwrap();
+    for dont_fragment in [false, true] {
+        hosts[0].write("a.yaml", &mesh.replace("fast: on", &format!("fast: on, df: {dont_fragment}")));
+        hosts[0].apply();
+        assert_pings(&workloads[0], FAR);
+        let capture = Capture::on(&underlay.netns, "p0");
+        let socket = workloads[0].enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        let mut ids = BTreeSet::new();
+        for n in 0..PACKETS {
+            socket.send_to(&(n as u64).to_be_bytes(), (FAR, PORT)).unwrap();
+            capture.wait("the packet, by the fast lane", |frame| {
+                let outer = frame.outer()?;
+                let ours = outer.inner.ends_with(&(n as u64).to_be_bytes());
+                ours.then(|| {
+                    assert_eq!(outer.dont_fragment, dont_fragment);
+                    ids.insert(u16::from_be_bytes([frame.bytes[18], frame.bytes[19]]));
+                })
+            });
+        }
+        if dont_fragment {
+            assert_eq!(ids, BTreeSet::from([0]));
+        } else {
+            assert_eq!(ids.len(), PACKETS, "{ids:?}");
+        }
+        let traffic = hosts[0].mapping("red/wire0")["traffic"].clone();
+        assert!(traffic["tx_fast"].as_u64().unwrap() >= PACKETS as u64, "{traffic}");
+    }
+}
+
 /// Two hosts with an endpoint each, and what has to be in force on them.
 fn wired(underlay: &Underlay) -> (Vec<Host>, Vec<Netns>) {
+    wired_by(underlay, &V4.hops[0])
+}
+
+/// The same, their tunnel between these addresses.
+fn wired_by(underlay: &Underlay, ends: &[&str; 2]) -> (Vec<Host>, Vec<Netns>) {
     let hosts: Vec<Host> = (0..2).map(|n| underlay.host(n)).collect();
     let mut workloads = Vec::new();
     for (n, host) in hosts.iter().enumerate() {
@@ -163,10 +273,10 @@ fn wired(underlay: &Underlay) -> (Vec<Host>, Vec<Netns>) {
         host.write(
             "a.yaml",
             &format!(
-                "version: 1\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, local: 172.16.1.{}, fast: on}}\nmappings:\n  \
-                 - {{tenant: red, interface: wire0, id: 9, remote: 172.16.1.{}, attach: endpoint}}\n",
-                100 + n,
-                101 - n
+                "version: 1\ntunnels:\n  vxlan0: {{kind: vxlan, create: true, local: \"{}\", fast: on}}\nmappings:\n  \
+                 - {{tenant: red, interface: wire0, id: 9, remote: \"{}\", attach: endpoint}}\n",
+                ends[n],
+                ends[1 - n]
             ),
         );
     }

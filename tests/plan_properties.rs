@@ -74,8 +74,8 @@ fn batch_of(step: &Step, end: &MemoryKernel) -> Batch {
         }
         Step::DeleteLink { link } => Batch::DeleteLinks(vec![index(&link)]),
         Step::ResetCounters { slot } => Batch::ResetCounters(vec![slot]),
-        Step::SetConf { index: tunnel, name, link, mark, role, room, .. } => {
-            Batch::SetConf(vec![(tunnel, Conf { ifindex: link.map_or(0, |l| index(&l)), name, mark, role, room })])
+        Step::SetConf { index: tunnel, name, link, mark, role, way, .. } => {
+            Batch::SetConf(vec![(tunnel, Conf { ifindex: link.map_or(0, |l| index(&l)), name, mark, role, way })])
         }
         Step::ClearConf { index } => Batch::ClearConf(vec![index]),
         Step::SetDev { slot, link } => Batch::SetDevs(vec![(slot, index(&link))]),

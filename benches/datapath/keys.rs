@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use tunnel_mesh::bpf::Dataplane;
 use tunnel_mesh::bpf::bare::Encoded;
 use tunnel_mesh::model::{FIRST_MAPPING_SLOT, SlotRef, TunKey};
+use tunnel_mesh::plan::slots_for;
 
 static LOOKUP: &[u8] = include_bytes_aligned!(env!("TUNNEL_MESH_LOOKUP_OBJECT"));
 
@@ -20,12 +21,21 @@ const LOOKUPS: f64 = 32.0;
 const ROUNDS: usize = 11;
 /// Look-ups of a round, in runs of the program.
 const RUNS: u32 = 20_000;
-const MILLION: u32 = 1 << 20;
+const MILLION: u32 = 1_000_000;
 const MANY: u32 = 1 << 17;
 const HOT: u32 = 64;
 
 /// Buckets of a cache line with four keys each.
 type Line = [u64; 8];
+
+/// How many entries a table has room for.
+#[derive(Clone, Copy)]
+enum Room {
+    /// As the maps are made for so many mappings.
+    Made,
+    /// None but its entries, a power of two.
+    Full,
+}
 
 /// One table with as many entries, of which `drawn` are looked up.
 struct Table {
@@ -38,14 +48,18 @@ fn word(n: u32) -> u64 {
 }
 
 impl Table {
-    fn new(program: &'static str, entries: u32, drawn: u32) -> Self {
-        let (mask, lines) = (drawn - 1, entries.next_power_of_two());
+    fn new(program: &'static str, room: Room, entries: u32, drawn: u32) -> Self {
+        let lines = entries.next_power_of_two();
         let line_mask = lines - 1;
+        let (entries, slots) = match room {
+            Room::Made => (entries, slots_for(entries)),
+            Room::Full => (lines, lines),
+        };
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global("key_mask", &mask, true).override_global("line_mask", &line_mask, true);
+        loader.btf(None).override_global("drawn", &drawn, true).override_global("line_mask", &line_mask, true);
         match program {
-            "look_up" => loader.map_max_entries("tunkey2if", entries),
-            "look_up_narrow" => loader.map_max_entries("narrow", entries),
+            "look_up" => loader.map_max_entries("tunkey2if", slots),
+            "look_up_narrow" => loader.map_max_entries("narrow", slots),
             _ => loader.map_max_entries("lines", lines),
         };
         let mut object = loader.load(LOOKUP).unwrap();
@@ -118,18 +132,19 @@ pub fn run(findings: &mut Findings) {
 
 fn look_ups(findings: &mut Findings) {
     let tables = [
-        ("one entry", Table::new("look_up", 1, 1)),
-        ("1M entries, 64 of them hot", Table::new("look_up", MILLION, HOT)),
-        ("1M entries, one of them hot", Table::new("look_up", MILLION, 1)),
-        ("1M entries, 1k of them hot", Table::new("look_up", MILLION, 1024)),
-        ("128k entries, uniformly random", Table::new("look_up", MANY, MANY)),
-        ("1M entries, uniformly random", Table::new("look_up", MILLION, MILLION)),
-        ("key of 8 bytes, one entry", Table::new("look_up_narrow", 1, 1)),
-        ("key of 8 bytes, 128k, uniformly random", Table::new("look_up_narrow", MANY, MANY)),
-        ("array of cache lines, one entry", Table::new("look_up_lines", 1, 1)),
-        ("array of cache lines, 128k, uniformly random", Table::new("look_up_lines", MANY, MANY)),
+        ("one entry", Table::new("look_up", Room::Made, 1, 1)),
+        ("1M entries, 64 of them hot", Table::new("look_up", Room::Made, MILLION, HOT)),
+        ("1M entries, one of them hot", Table::new("look_up", Room::Made, MILLION, 1)),
+        ("1M entries, 1k of them hot", Table::new("look_up", Room::Made, MILLION, 1024)),
+        ("1M entries that fill their map, 64 of them hot", Table::new("look_up", Room::Full, MILLION, HOT)),
+        ("128k entries, uniformly random", Table::new("look_up", Room::Made, MANY, MANY)),
+        ("1M entries, uniformly random", Table::new("look_up", Room::Made, MILLION, MILLION)),
+        ("key of 8 bytes, one entry", Table::new("look_up_narrow", Room::Made, 1, 1)),
+        ("key of 8 bytes, 128k, uniformly random", Table::new("look_up_narrow", Room::Made, MANY, MANY)),
+        ("array of cache lines, one entry", Table::new("look_up_lines", Room::Made, 1, 1)),
+        ("array of cache lines, 128k, uniformly random", Table::new("look_up_lines", Room::Made, MANY, MANY)),
     ];
-    let nothing = Table::new("look_up_nothing", 1, 1);
+    let nothing = Table::new("look_up_nothing", Room::Made, 1, 1);
     let mut rounds = vec![Rounds::default(); tables.len()];
     for _ in 0..ROUNDS {
         let overhead = nothing.round();
@@ -191,7 +206,7 @@ fn packets(findings: &mut Findings) {
 fn fill(path: &Path, keys: u32) {
     path.host(1).enter(|| {
         let mut dataplane = Dataplane::open_writer(&path.pins(1)).unwrap();
-        let slots = keys + 2 * FIRST_MAPPING_SLOT;
+        let slots = slots_for(keys);
         if dataplane.capacity().unwrap() < slots {
             dataplane.grow_maps(slots).unwrap();
         }

@@ -5,13 +5,13 @@
 #![allow(unsafe_code)]
 
 use crate::model::{
-    Conf, Counters, Decap, DropReason, FastHeader, IfEntry, Local, OuterField, Role, Room, SLOT_LIMIT, SlotRef,
-    TUNNEL_INDEXES, TunKey, TunnelPort, UNDERLAY_PORTS_MAX, UnknownKey,
+    Conf, Counters, Decap, DropReason, FastHeader, IfEntry, Local, OuterField, Role, SLOT_LIMIT, SlotRef,
+    TUNNEL_INDEXES, TunKey, TunnelPort, UNDERLAY_PORTS_MAX, UnknownKey, Way,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Version of the layouts, kept in `meta`; another one is not ours to touch.
-pub(super) const ABI_VERSION: u32 = 2;
+pub(super) const ABI_VERSION: u32 = 3;
 /// Entries of `unknown`.
 pub(super) const UNKNOWN_ENTRIES: u32 = 1024;
 /// Entries of `conf`.
@@ -28,6 +28,9 @@ const CONF_FAST: u32 = 4;
 const CONF_GENEVE: u32 = 8;
 const CONF_ZERO_CSUM6: u32 = 16;
 const CONF_GRE: u32 = 32;
+/// Places in `conf`'s `detail` of the devices whose frames may be written whole.
+const ETHERNET4: usize = 1;
+const ETHERNET6: usize = 6;
 const IF_INHERIT_TTL: u16 = 1;
 const IF_INHERIT_TOS: u16 = 2;
 const IF_DF: u16 = 4;
@@ -115,6 +118,7 @@ plain! {
     /// `struct tm_counters`.
     RawCounters {
         rx_packets: u64, rx_bytes: u64, tx_packets: u64, tx_bytes: u64, rx_fast: u64, tx_fast: u64,
+        neighbour_jiffies: u64,
         drops: [u64; DROP_REASONS],
         next_answer_ns: u64,
     }
@@ -282,12 +286,17 @@ impl From<&Conf> for RawConf {
         }
         let mut raw = Self {
             ifindex: conf.ifindex,
-            flags: CONF_VALID | if conf.room.gre { CONF_GRE } else { 0 },
+            flags: CONF_VALID,
             mark: u32::from(conf.mark),
-            room: u32::from(conf.room.v4.unwrap_or_default()) | u32::from(conf.room.v6.unwrap_or_default()) << 16,
+            room: u32::from(conf.way.v4.unwrap_or_default()) | u32::from(conf.way.v6.unwrap_or_default()) << 16,
             name,
             ..Self::default()
         };
+        raw.flags |= if conf.way.gre { CONF_GRE } else { 0 };
+        if let Role::Tunnel(_) = conf.role {
+            raw.detail[ETHERNET4] = conf.way.ethernet4.unwrap_or_default();
+            raw.detail[ETHERNET6] = conf.way.ethernet6.unwrap_or_default();
+        }
         match &conf.role {
             Role::Tunnel(None) => {}
             Role::Tunnel(Some(decap)) => {
@@ -315,13 +324,21 @@ impl RawConf {
     /// What the entry says; `None` where it isn't in use.
     pub(super) fn decode(&self) -> Option<Conf> {
         let known = |room: u32| Some((room & 0xffff) as u16).filter(|room| *room != 0);
+        let tunnel = self.flags & CONF_UNDERLAY == 0;
+        let device = |place: usize| Some(self.detail[place]).filter(|ifindex| tunnel && *ifindex != 0);
         let end = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
         (self.flags & CONF_VALID != 0).then(|| Conf {
             ifindex: self.ifindex,
             name: String::from_utf8_lossy(&self.name[..end]).into_owned(),
             mark: u16::try_from(self.mark).unwrap_or(u16::MAX),
             role: self.role(),
-            room: Room { gre: self.flags & CONF_GRE != 0, v4: known(self.room), v6: known(self.room >> 16) },
+            way: Way {
+                gre: self.flags & CONF_GRE != 0,
+                v4: known(self.room),
+                v6: known(self.room >> 16),
+                ethernet4: device(ETHERNET4),
+                ethernet6: device(ETHERNET6),
+            },
         })
     }
 

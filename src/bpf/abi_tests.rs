@@ -260,13 +260,15 @@ fn conf_comes_back_and_cleared_conf_is_none() {
         Role::Underlay(Vec::new()),
         Role::Underlay(ports),
     ];
-    let rooms = [
-        Room::default(),
-        Room { gre: false, v4: Some(1450), v6: Some(1430) },
-        Room { gre: true, v4: None, v6: Some(u16::MAX) },
+    let ways = [
+        Way::default(),
+        Way { gre: false, v4: Some(1450), v6: Some(1430), ethernet4: Some(2), ethernet6: None },
+        Way { gre: true, v4: None, v6: Some(u16::MAX), ethernet4: None, ethernet6: Some(u32::MAX) },
     ];
-    for (role, room) in roles.into_iter().flat_map(|role| rooms.map(|room| (role.clone(), room))) {
-        let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, role, room };
+    for (role, way) in roles.into_iter().flat_map(|role| ways.map(|way| (role.clone(), way))) {
+        // An underlay device has its tunnels in that place.
+        let way = if matches!(role, Role::Underlay(_)) { Way { ethernet4: None, ethernet6: None, ..way } } else { way };
+        let conf = Conf { ifindex: 7, name: "vxlan0".to_owned(), mark: 1, role, way };
         assert_eq!(RawConf::from(&conf).decode(), Some(conf));
     }
     assert_eq!(RawConf::default().decode(), None);

@@ -28,7 +28,7 @@ pub(super) struct Earlier {
 }
 
 /// Every layout that a released version had, and that isn't today's.
-const LAYOUTS: [Earlier; 3] = [
+const LAYOUTS: [Earlier; 4] = [
     Earlier { version: 1, map: "conf", from: 32, to: size_of::<RawConf>(), pieces: &[whole(32)] },
     Earlier { version: 1, map: "if2tunkey", from: 56, to: size_of::<RawIfEntry>(), pieces: &[whole(56)] },
     Earlier {
@@ -38,6 +38,14 @@ const LAYOUTS: [Earlier; 3] = [
         to: size_of::<RawCounters>(),
         // Packets and bytes each way, then twelve reasons of drops.
         pieces: &[whole(32), Piece { from: 32, to: offset_of!(RawCounters, drops), length: 96 }],
+    },
+    Earlier {
+        version: 2,
+        map: "counters",
+        from: 184,
+        to: size_of::<RawCounters>(),
+        // What is counted without drops; then those, and what paces answers.
+        pieces: &[whole(48), Piece { from: 48, to: offset_of!(RawCounters, drops), length: 136 }],
     },
 ];
 

@@ -102,6 +102,9 @@ pub struct Link {
     pub kind: Name,
     /// Hardware address.
     pub mac: Option<[u8; 6]>,
+    /// Whether its frames are Ethernet's (`ARPHRD_ETHER`).
+    #[serde(default)]
+    pub ethernet: bool,
     /// MTU in bytes.
     pub mtu: u32,
     /// Administratively up (`IFF_UP`).
@@ -197,31 +200,42 @@ pub struct Conf {
     /// What the entry is for.
     #[serde(default)]
     pub role: Role,
-    /// Of a tunnel: what the way to its remotes has room for.
+    /// Of a tunnel: what is known of the way to its remotes.
     #[serde(default)]
-    pub room: Room,
+    pub way: Way,
 }
 
-/// What limits the packets of a tunnel, beside the MTU of its device: the largest packet that the underlay device with our
-/// address has room for, by address family. `None`: not known.
+/// What is known of the way to a tunnel's remotes, by address family, from the underlay device with our address. `None`: not
+/// known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Room {
+pub struct Way {
     /// GRE; else VXLAN or Geneve.
     pub gre: bool,
-    /// Over IPv4.
+    /// Over IPv4: the largest packet that the device has room for, whatever the MTU of the tunnel's own.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub v4: Option<u16>,
     /// Over IPv6.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub v6: Option<u16>,
+    /// Over IPv4: index of the device where it is an Ethernet one, whose frames may be written whole.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ethernet4: Option<u32>,
+    /// Over IPv6.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ethernet6: Option<u32>,
 }
 
-impl std::fmt::Display for Room {
-    /// "1450 over IPv4, 1430 over IPv6"
+impl std::fmt::Display for Way {
+    /// "packets of 1450 over IPv4 by device 2, packets of 1430 over IPv6"
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let known = [(self.v4, "IPv4"), (self.v6, "IPv6")];
-        let known = known.iter().filter_map(|(room, family)| Some(format!("{} over {family}", (*room)?)));
-        f.write_str(&known.collect::<Vec<_>>().join(", "))
+        let known = [(self.v4, self.ethernet4, "IPv4"), (self.v6, self.ethernet6, "IPv6")];
+        let known = known.iter().filter_map(|(room, device, family)| {
+            let device = device.map_or_else(String::new, |ifindex| format!(" by device {ifindex}"));
+            Some(format!("packets of {} over {family}{device}", (*room)?))
+        });
+        let known: Vec<String> = known.collect();
+        f.write_str(if known.is_empty() { "not known" } else { "" })?;
+        f.write_str(&known.join(", "))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Constants are those of `linux/if_link.h`, `linux/if_addr.h` and `linux/if_tunnel.h`.
 
-use super::attributes::{attribute, attributes, flag, ipv4, ipv6, text, u16_network, u32_host, u64_host};
+use super::attributes::{attribute, attributes, flag, ipv4, ipv6, text, u16_host, u16_network, u32_host, u64_host};
 use super::transport::Frame;
 use crate::model::{Address, Forwarding, Link, Local, TunnelDevice, TunnelKind};
 use std::net::IpAddr;
@@ -80,7 +80,8 @@ pub(super) fn link(frame: &Frame) -> Option<Link> {
         return None;
     }
     let flags = frame.body.get(8..).and_then(u32_host)?;
-    let mut link = Link { ifindex: ifindex(frame)?, up: flags & IFF_UP != 0, ..Link::default() };
+    let ethernet = frame.body.get(2..).and_then(u16_host) == Some(libc::ARPHRD_ETHER);
+    let mut link = Link { ifindex: ifindex(frame)?, ethernet, up: flags & IFF_UP != 0, ..Link::default() };
     let mut netnsid = false;
     for (kind, value) in attributes(frame.body.get(IFINFOMSG_LEN..)?) {
         match kind {
@@ -203,12 +204,17 @@ mod tests {
     use netlink_packet_route::RouteNetlinkMessage;
     use netlink_packet_route::link::{
         InfoBridgePort, InfoData, InfoGeneve, InfoGre, InfoGre6, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
-        LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
+        LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, Prop,
     };
 
     fn read(attributes: Vec<LinkAttribute>) -> Link {
+        read_layer(LinkLayerType::Ether, attributes)
+    }
+
+    fn read_layer(layer: LinkLayerType, attributes: Vec<LinkAttribute>) -> Link {
         let mut message = LinkMessage::default();
         message.header.index = 7;
+        message.header.link_layer_type = layer;
         message.header.flags = LinkFlags::Up;
         message.attributes = attributes;
         link(&Frame::from(RouteNetlinkMessage::NewLink(message))).unwrap()
@@ -240,6 +246,7 @@ mod tests {
             alias: Some("tunnel-mesh port red/host1".to_owned()),
             kind: "dummy".into(),
             mac: Some([2, 0, 0, 0, 0, 9]),
+            ethernet: true,
             mtu: 1450,
             up: true,
             master: Some(3),
@@ -247,6 +254,15 @@ mod tests {
             ..Link::default()
         };
         assert_eq!(link, expected);
+    }
+
+    #[test]
+    fn what_is_not_ethernet() {
+        assert!(read(Vec::new()).ethernet);
+        let others = [LinkLayerType::Infiniband, LinkLayerType::Loopback, LinkLayerType::Ipgre, LinkLayerType::None];
+        for layer in others {
+            assert!(!read_layer(layer, vec![LinkAttribute::Address(vec![0; 6])]).ethernet, "{layer:?}");
+        }
     }
 
     #[test]

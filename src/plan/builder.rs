@@ -33,7 +33,7 @@ pub(super) struct PlannedTunnel {
     pub(super) index: u32,
     pub(super) link: Option<LinkRef>,
     pub(super) mtu: u32,
-    pub(super) room: Room,
+    pub(super) way: Way,
     /// How its packets are told on the underlay, where they are decapsulated there.
     pub(super) decap: Option<Decap>,
 }

@@ -4,7 +4,7 @@
 //! else that the files name is used as it is, or reported as a problem.
 
 use super::builder::{Builder, Phase, PlannedMapping, PlannedTunnel};
-use super::room::room_of;
+use super::room::way_of;
 use super::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -144,7 +144,7 @@ pub(super) fn tunnels(b: &mut Builder<'_>) {
                 None
             }
         };
-        b.tunnels.insert(name, PlannedTunnel { index, link, mtu, room: room_of(observed, tunnel), decap: None });
+        b.tunnels.insert(name, PlannedTunnel { index, link, mtu, way: way_of(observed, tunnel), decap: None });
     }
     b.used_indexes = used;
 }

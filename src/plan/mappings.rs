@@ -9,6 +9,17 @@ use std::collections::HashMap;
 /// Smallest capacity that maps are made with.
 const SMALLEST_CAPACITY: u32 = 256;
 
+/// Slots of the maps that are made for so many mappings: room for as many again, which also keeps the buckets of the hashes
+/// short.
+pub fn slots_for(mappings: u32) -> u32 {
+    power_of_two(mappings.saturating_mul(2).saturating_add(FIRST_MAPPING_SLOT)).max(SMALLEST_CAPACITY)
+}
+
+/// The next one, up to the limit.
+fn power_of_two(slots: u32) -> u32 {
+    slots.checked_next_power_of_two().map_or(SLOT_LIMIT, |slots| slots.min(SLOT_LIMIT))
+}
+
 /// The key of a mapping in `tunkey2if`.
 pub(super) fn key_of(mapping: &Mapping, tunnel: u32) -> TunKey {
     TunKey { tunnel, id: mapping.key.id, remote: mapping.key.remote }
@@ -63,12 +74,9 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
     let keys = b.live.keys.len() + new_keys.count();
     let ifs = b.live.ifs.len() + new_ifs.count();
     let peak = slots.max(keys as u32).max(ifs as u32);
-    let roomy = || {
-        let wanted = FIRST_MAPPING_SLOT + (b.mappings.len() as u32).saturating_mul(2);
-        wanted.max(peak).next_power_of_two().clamp(SMALLEST_CAPACITY, SLOT_LIMIT)
-    };
+    let roomy = slots_for(b.mappings.len() as u32).max(power_of_two(peak));
     if !b.live.present {
-        let capacity = roomy();
+        let capacity = roomy;
         b.operation(Phase::Maps, DATA_PLANE, Step::CreateMaps { capacity });
         let detail = format!("create maps for {} mappings", capacity - FIRST_MAPPING_SLOT);
         // Programs on the old maps go on until each is replaced, which is after the new maps have been filled.
@@ -82,7 +90,7 @@ pub(super) fn capacity(b: &mut Builder<'_>) {
     // Maps of an earlier layout are carried over by what carries them over into larger ones.
     let outdated = b.input.observed.outdated_maps.as_ref();
     let (from, short) = (b.live.capacity, peak > b.live.capacity);
-    let to = if short { roomy().max(from.saturating_mul(2)).min(SLOT_LIMIT) } else { from };
+    let to = if short { roomy.max(from.saturating_mul(2)).min(SLOT_LIMIT) } else { from };
     if let Some(why) = outdated {
         let detail = format!("carry entries and counters over to the layout of this version: {why}");
         b.device_change(Object::DataPlane, DATA_PLANE, ChangeAction::Update, Reason::Upgrade, detail);
@@ -105,7 +113,7 @@ struct Wanted<'a> {
     link: Option<LinkRef>,
     mark: u16,
     role: Role,
-    room: Room,
+    way: Way,
     without_device: bool,
 }
 
@@ -115,7 +123,7 @@ impl Wanted<'_> {
         let ifindex = self.link.as_ref().map_or(Some(0), |l| l.ifindex);
         let same_conf = live.is_some_and(|c| {
             (Some(c.ifindex), c.name.as_str(), c.mark) == (ifindex, self.name, self.mark)
-                && (&c.role, c.room) == (&self.role, self.room)
+                && (&c.role, c.way) == (&self.role, self.way)
         });
         let same_dev = match &self.link {
             Some(link) => link.ifindex.is_some() && dev == link.ifindex,
@@ -126,7 +134,7 @@ impl Wanted<'_> {
 
     /// The target before the entry that makes it used; on the way out the other way round.
     fn write(self, b: &mut Builder<'_>, (same_conf, same_dev): (bool, bool), dev: Option<u32>) {
-        let Self { index, name, link, mark, role, room, without_device } = self;
+        let Self { index, name, link, mark, role, way, without_device } = self;
         match &link {
             Some(link) if !same_dev => {
                 b.operation(Phase::TunnelTargets, name, Step::SetDev { slot: index, link: link.clone() });
@@ -135,7 +143,7 @@ impl Wanted<'_> {
             _ => {}
         }
         if !same_conf {
-            let step = Step::SetConf { index, name: name.to_owned(), link, mark, role, room, without_device };
+            let step = Step::SetConf { index, name: name.to_owned(), link, mark, role, way, without_device };
             b.operation(Phase::Tunnels, name, step);
         }
     }
@@ -156,7 +164,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             link: planned.link.clone(),
             mark: tunnel.mark,
             role: role.clone(),
-            room: planned.room,
+            way: planned.way,
             without_device: live.as_ref().is_none_or(|c| c.ifindex != 0),
         };
         let (same_conf, same_dev) = wanted.same(live.as_ref(), dev);
@@ -179,9 +187,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
                 },
             ),
             Some(c) if c.mark != tunnel.mark => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
-            Some(c) if c.role == role => {
-                (ChangeAction::Update, format!("the underlay has room for packets of {}", planned.room))
-            }
+            Some(c) if c.role == role => (ChangeAction::Update, format!("the way to its remotes: {}", planned.way)),
             Some(_) => {
                 let by = if planned.decap.is_some() { "its underlay device" } else { "its own device" };
                 (ChangeAction::Update, format!("decapsulated on {by}"))
@@ -192,6 +198,8 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             None => Reason::Added,
             Some(_) if !b.tunnel_unchanged(name) => Reason::Changed,
             Some(_) if planned.link.is_none() => Reason::InterfaceGone,
+            // An earlier version knew less of it.
+            Some(c) if c.way != planned.way && b.input.observed.outdated_maps.is_some() => Reason::Upgrade,
             // Of a device that was recreated or is new, the kernel has emptied `devs`.
             Some(_) if same_dev => Reason::Drift,
             Some(c) if Some(c.ifindex) != ifindex && c.ifindex == 0 => Reason::InterfaceAppeared,
@@ -249,7 +257,7 @@ fn underlays(b: &mut Builder<'_>) {
             link: Some(LinkRef::of(planned.link)),
             mark: 0,
             role: role.clone(),
-            room: Room::default(),
+            way: Way::default(),
             without_device: false,
         };
         let (same_conf, same_dev) = wanted.same(live.as_ref(), dev);

@@ -41,6 +41,7 @@ use std::collections::BTreeSet;
 pub use builder::plan;
 pub use devices::tunnel_mtu;
 pub use fingerprint::fingerprint;
+pub use mappings::slots_for;
 
 /// Version of the plan's JSON.
 pub const FORMAT_VERSION: u32 = 1;
@@ -308,9 +309,9 @@ pub enum Step {
         mark: u16,
         /// What the entry is for.
         role: Role,
-        /// What the way to a tunnel's remotes has room for.
+        /// What is known of the way to a tunnel's remotes.
         #[serde(default)]
-        room: Room,
+        way: Way,
         /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
         /// forget the device that it names.
         without_device: bool,

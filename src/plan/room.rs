@@ -133,8 +133,8 @@ struct Known<'a> {
     observed: &'a Observed,
     links: HashMap<&'a str, &'a Link>,
     by_master: HashMap<u32, Vec<&'a Link>>,
-    /// Name and MTU of the link that has an address; `None` where none has it, or it is loopback, which limits nothing.
-    underlays: HashMap<IpAddr, Option<(&'a str, u32)>>,
+    /// The link that has an address.
+    underlays: HashMap<IpAddr, Option<&'a Link>>,
     /// MTU that a tunnel's device has or will have.
     devices: HashMap<&'a str, u32>,
 }
@@ -169,7 +169,7 @@ impl<'a> Known<'a> {
     fn limit(&self, mapping: &Mapping) -> Option<Limit<'a>> {
         let tunnel = self.desired.tunnels.get(mapping.key.tunnel.as_str())?;
         let underlay = self.underlays.get(&mapping.local).copied().flatten();
-        let underlay = underlay.map(|(name, mtu)| Limit::Underlay(name, mtu, tunnel.kind, mapping.local.is_ipv6()));
+        let underlay = underlay.map(|l| Limit::Underlay(&l.name, l.mtu, tunnel.kind, mapping.local.is_ipv6()));
         let device = self.devices.get(tunnel.name.as_str()).map(|mtu| Limit::Device(&tunnel.name, *mtu));
         [underlay, device].into_iter().flatten().min_by_key(Limit::room)
     }
@@ -188,8 +188,8 @@ impl<'a> Known<'a> {
     fn tunnel_too_large(&self, tunnel: &Tunnel) -> Option<TooLarge> {
         let device = *self.devices.get(tunnel.name.as_str())?;
         let limits = sources(tunnel).filter_map(|source| {
-            let (name, mtu) = self.underlays.get(&source).copied().flatten()?;
-            Some(Limit::Underlay(name, mtu, tunnel.kind, source.is_ipv6()))
+            let link = self.underlays.get(&source).copied().flatten()?;
+            Some(Limit::Underlay(&link.name, link.mtu, tunnel.kind, source.is_ipv6()))
         });
         let limit = limits.min_by_key(Limit::room)?;
         let room = limit.room();
@@ -209,17 +209,20 @@ impl<'a> Known<'a> {
     }
 }
 
-/// What the way to a tunnel's remotes has room for, whatever its device believes.
-pub(super) fn room_of(observed: &Observed, tunnel: &Tunnel) -> Room {
+/// What is known of the way to a tunnel's remotes, whatever its device believes.
+pub(super) fn way_of(observed: &Observed, tunnel: &Tunnel) -> Way {
     let room = |source: IpAddr| {
-        let (_, mtu) = underlay(observed, source)?;
+        let mtu = underlay(observed, source)?.mtu;
         let room = mtu.saturating_sub(tunnel.kind.overhead(source.is_ipv6())).max(1);
         Some(u16::try_from(room).unwrap_or(u16::MAX))
     };
-    Room {
+    let ethernet = |source: IpAddr| underlay(observed, source).filter(|link| link.ethernet).map(|link| link.ifindex);
+    Way {
         gre: tunnel.kind == TunnelKind::Gretap,
         v4: tunnel.local.v4.map(IpAddr::V4).and_then(room),
         v6: tunnel.local.v6.map(IpAddr::V6).and_then(room),
+        ethernet4: tunnel.local.v4.map(IpAddr::V4).and_then(ethernet),
+        ethernet6: tunnel.local.v6.map(IpAddr::V6).and_then(ethernet),
     }
 }
 
@@ -227,9 +230,10 @@ fn sources(tunnel: &Tunnel) -> impl Iterator<Item = IpAddr> {
     [tunnel.local.v4.map(IpAddr::V4), tunnel.local.v6.map(IpAddr::V6)].into_iter().flatten()
 }
 
-fn underlay(observed: &Observed, address: IpAddr) -> Option<(&str, u32)> {
+/// The link that has an address; not loopback, which limits nothing.
+fn underlay(observed: &Observed, address: IpAddr) -> Option<&Link> {
     const LOOPBACK: u32 = 1;
     let holder = observed.addresses.iter().find(|a| a.address == address)?;
     let link = observed.link_by_index(holder.ifindex)?;
-    (link.ifindex != LOOPBACK).then_some((link.name.as_str(), link.mtu))
+    (link.ifindex != LOOPBACK).then_some(link)
 }

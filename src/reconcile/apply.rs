@@ -270,9 +270,9 @@ fn resolve(group: &[&Operation], made: &BTreeMap<String, u32>) -> anyhow::Result
         })),
         Step::SetConf { .. } => Batch::SetConf(each(group, |s| match s {
             // A tunnel whose device could not be made keeps its index, without a device.
-            Step::SetConf { index, name, link, mark, role, room, .. } => {
+            Step::SetConf { index, name, link, mark, role, way, .. } => {
                 let ifindex = link.as_ref().and_then(|l| l.resolve(made)).unwrap_or(0);
-                Some((*index, Conf { ifindex, name: name.clone(), mark: *mark, role: role.clone(), room: *room }))
+                Some((*index, Conf { ifindex, name: name.clone(), mark: *mark, role: role.clone(), way: *way }))
             }
             _ => None,
         })),

@@ -107,7 +107,8 @@ fn restarts(hook: &str) -> u64 {
     delivered
 }
 
-/// An upgrade from version 1 of the layouts: entries stay as they are, slots and counters too.
+/// An upgrade from an earlier version of the layouts, another one on each host: entries stay as they are, slots and counters
+/// too.
 fn carried_over(pair: &mut Pair, flow: &dyn Fn()) {
     // Version 1 had no fast lane.
     let file = pair.directory.path().join("mesh.yaml");
@@ -131,7 +132,7 @@ fn carried_over(pair: &mut Pair, flow: &dyn Fn()) {
             all.iter().map(one).collect::<BTreeMap<_, _>>()
         };
         let maps = |host: &Host| ["tunkey2if", "if2tunkey"].map(|m| entries(&host.dump(m)));
-        earlier::age(&host.pins);
+        earlier::age(&host.pins, n as u32 + 1);
         let (before, live, capacity) = (traffic(host), maps(host), max_entries(host, "counters"));
         assert!(before.values().any(|(_, [rx, tx])| *rx > 0 && *tx > 0), "{before:?}");
         let plan = host.expect(0, &["plan"]);

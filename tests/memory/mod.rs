@@ -80,6 +80,7 @@ impl MemoryKernel {
             name: name.to_owned(),
             kind: "veth".into(),
             mac: Some([2, 0, a, b, c, d]),
+            ethernet: true,
             mtu: 1500,
             up: true,
             peer_in_other_netns: true,

@@ -204,10 +204,15 @@ pub fn in_force(desired: &Desired, observed: &Observed) -> Result<(), String> {
         if decap.is_some() {
             carried.insert(TunnelPort { tunnel: *index, port: port_of(&tunnel.name) });
         }
-        let mtu = holder.filter(|l| l.name != "lo").map(|l| u16::try_from(l.mtu).unwrap());
-        let room = Room { gre: false, v4: mtu.map(|mtu| mtu.saturating_sub(50).max(1)), v6: None };
+        let carrier = holder.filter(|l| l.name != "lo");
+        let mtu = carrier.map(|l| u16::try_from(l.mtu).unwrap());
+        let way = Way {
+            v4: mtu.map(|mtu| mtu.saturating_sub(50).max(1)),
+            ethernet4: carrier.filter(|l| l.ethernet).map(|l| l.ifindex),
+            ..Way::default()
+        };
         let fits =
-            conf.ifindex == device && conf.mark == tunnel.mark && conf.role == Role::Tunnel(decap) && conf.room == room;
+            conf.ifindex == device && conf.mark == tunnel.mark && conf.role == Role::Tunnel(decap) && conf.way == way;
         let held = maps.devs.iter().find(|(s, _)| s == index).map_or(0, |(_, i)| *i) == device;
         if !fits || !held || index_of.insert(&tunnel.name, *index).is_some() {
             return Err(format!("conf[{index}] is {conf:?}, its device {device}"));

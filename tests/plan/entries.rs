@@ -112,13 +112,26 @@ impl IfEntry {
     }
 }
 
+/// What `conf` says of the way to a tunnel's remotes: room for packets and index of the Ethernet device, over IPv4 and IPv6;
+/// zeros where it says nothing.
+pub struct Way {
+    pub gre: bool,
+    pub room: [u16; 2],
+    pub ethernet: [u32; 2],
+}
+
 /// Value of `conf`, of so many bytes.
-pub fn conf(ifindex: u32, name: &str, mark: u16, room: (bool, [u16; 2]), size: usize) -> Vec<u8> {
-    let flags = if room.0 { 33 } else { 1 };
-    let [v4, v6] = room.1.map(u32::from);
+pub fn conf(ifindex: u32, name: &str, mark: u16, way: &Way, size: usize) -> Vec<u8> {
+    let flags = if way.gre { 33 } else { 1 };
+    let [v4, v6] = way.room.map(u32::from);
     let mut value = [ifindex, flags, u32::from(mark), v4 | v6 << 16].map(u32::to_ne_bytes).concat();
     value.extend(name.as_bytes());
     value.resize(size, 0);
+    for (at, device) in [(36, way.ethernet[0]), (56, way.ethernet[1])] {
+        if device != 0 {
+            value[at..at + 4].copy_from_slice(&device.to_ne_bytes());
+        }
+    }
     value
 }
 

@@ -99,9 +99,13 @@ impl<'a> Interpreter<'a> {
             "set_conf" => {
                 let ifindex = if o["link"].is_null() { 0 } else { self.index(&o["link"]) };
                 let mark = number(&o["mark"]).try_into().unwrap();
-                let room = ["v4", "v6"].map(|family| o["room"][family].as_u64().unwrap_or(0).try_into().unwrap());
-                let room = (o["room"]["gre"] == true, room);
-                let mut value = entries::conf(ifindex, text(&o["name"]), mark, room, self.value_size("conf"));
+                let of = |what: &str| o["way"][what].as_u64().unwrap_or(0);
+                let way = entries::Way {
+                    gre: o["way"]["gre"] == true,
+                    room: ["v4", "v6"].map(|family| of(family).try_into().unwrap()),
+                    ethernet: ["ethernet4", "ethernet6"].map(|family| of(family).try_into().unwrap()),
+                };
+                let mut value = entries::conf(ifindex, text(&o["name"]), mark, &way, self.value_size("conf"));
                 role(&o["role"]).write(&mut value);
                 write_map(host, "conf", "update", &number(&o["index"]).to_ne_bytes(), Some(&value));
             }

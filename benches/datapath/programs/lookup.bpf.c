@@ -18,8 +18,8 @@
 #define LOOKUPS 32
 #define BUCKET 4
 
-/* Keys are drawn from this many: a power of two, minus one. */
-const volatile __u32 key_mask = 0;
+/* Keys are drawn from this many. */
+const volatile __u32 drawn = 1;
 /* Buckets of `lines`: a power of two, minus one. */
 const volatile __u32 line_mask = 0;
 
@@ -32,7 +32,7 @@ static __always_inline __u32 draw(__u64 found)
 
 	s = s * 6364136223846793005ULL + 1442695040888963407ULL;
 	state = s;
-	return (__u32)(s >> 33) & key_mask;
+	return (s >> 32) * drawn >> 32;
 }
 
 SEC("classifier")
