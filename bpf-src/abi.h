@@ -128,9 +128,9 @@ struct tm_counters {
 	__u64 rx_bytes;
 	__u64 tx_packets;
 	__u64 tx_bytes;
-	__u64 rx_fast;           /* of rx_packets, those that the underlay's program decapsulated */
-	__u64 tx_fast;           /* of tx_packets, those that were encapsulated without the tunnel device */
-	__u64 neighbour_jiffies; /* when the fast lane last sent by the neighbour, not by its address alone */
+	__u64 rx_fast;      /* of rx_packets, those that the underlay's program decapsulated */
+	__u64 tx_fast;      /* of tx_packets, those that were encapsulated without the tunnel device */
+	__u64 by_neighbour; /* when, and to which next hop, the fast lane last sent by the neighbour and not its address */
 	__u64 drops[TM_DROP_REASONS];
 	__u64 next_answer_ns; /* CLOCK_MONOTONIC: paces the answers to what is too big */
 };

@@ -5,6 +5,10 @@
  *
  * For programs. Whatever isn't exactly as it should be goes on to the tunnel device, untouched: it has the last word
  * on what is malformed, fragmented, checksummed, unknown or not for us.
+ *
+ * The inner Ethernet header is written in place. So the kernel copies, of every packet that comes in on the device, the
+ * headers that are shared with somebody (a packet socket that captures without a ring), before the program begins. The
+ * helper that stores bytes does that for our packets only, but costs as much as a look-up in a hash.
  */
 #ifndef TM_DECAP_H
 #define TM_DECAP_H

@@ -119,7 +119,7 @@ static __always_inline int read_inner(struct __sk_buff *skb, struct inner *inner
 	return 1;
 }
 
-/* The outer Ethernet header, to be filled in by the neighbour: until then no multicast address may stand there. */
+/* The outer Ethernet header, whose addresses are filled in later: until then no multicast address may stand there. */
 static __always_inline void write_outer_eth(__u8 *to, __be16 eth_type)
 {
 	*(__u64 *)to = 0;
@@ -147,10 +147,12 @@ static __always_inline void write_udp(__u8 *to, __be16 sport, __be16 dport, __u3
 
 /*
  * An id for an outer IPv4 packet that may be fragmented (RFC 6864, 4.1). `number`: of the mapping's packets on this CPU.
- * Of one flow no two of 65,536 have the same one, since its step is odd; flows with others step on in another way.
+ * The step is odd: no two of the 65,536 packets of a flow that follow each other on a CPU have the same id, unless they are
+ * cut into segments, which have numbers in between. CPUs begin far from each other, flows step on in different ways.
  */
 static __always_inline __u16 outer_id(__u32 flow, __u32 number)
 {
+	number += bpf_get_smp_processor_id() * 0x9e37;
 	return number * (flow | 1) + (flow >> 16);
 }
 

@@ -44,7 +44,7 @@
 #define TM_GSO_BY_FRAGS 0xffff
 
 /* Bytes moved at a time while the answer is made. */
-#define TM_CHUNK 64
+#define TM_CHUNK 40
 
 /*
  * By so much the quote is moved further back than it has to be, and then cut away in front. What is behind the headers

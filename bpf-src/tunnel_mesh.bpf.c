@@ -69,14 +69,21 @@ int handle_ingress(struct __sk_buff *skb)
 	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot & TM_SLOT_MASK, TM_DROP_REDIRECT);
 }
 
-/* Whether an interface is one of our ports, and still the device that was mapped. */
-static __always_inline int is_port(__u32 ifindex)
+/*
+ * Whether an interface is one of our ports, and still the device that was mapped.
+ *
+ * Most packets come from elsewhere: a miss is the rule here. An entry that is being replaced can be missed, too; so there is
+ * one more look for what may have come out of a tunnel (`marked`), unless somebody wrote over its tc_index.
+ */
+static __always_inline int is_port(__u32 ifindex, int marked)
 {
 	__u64 entry[7];
 	__u32 slot;
+	enum lookup_result result = find_if_entry(ifindex, entry, 1);
 
-	/* Most packets come from elsewhere: a miss is the rule here, and one more look is enough. */
-	if (find_if_entry(ifindex, entry, 2) != LOOKUP_FOUND)
+	if (result == LOOKUP_INCONSISTENT || (result == LOOKUP_MISS && marked))
+		result = find_if_entry(ifindex, entry, 1);
+	if (result != LOOKUP_FOUND)
 		return 0;
 	slot = words_first(entry[0]);
 	return !(slot & TM_SLOT_ENDPOINT) && device_in(slot & TM_SLOT_MASK) == ifindex;
@@ -106,17 +113,14 @@ int handle_egress(struct __sk_buff *skb)
 
 	if (device_in(slot) != ifindex)
 		return drop(skb, slot, TM_DROP_WRONG_DEVICE);
-	if (endpoint) {
-		/* Only what the workload sends is received here. */
-		if (from != ifindex)
-			return drop(skb, slot, TM_DROP_WRONG_HOOK);
-	} else if (from && is_port(from)) {
-		return drop(skb, slot, TM_DROP_SPLIT_HORIZON);
-	}
-
+	/* Only what the workload sends is received here. */
+	if (endpoint && from != ifindex)
+		return drop(skb, slot, TM_DROP_WRONG_HOOK);
 	settings = lookup_u32(&conf, tunnel);
 	if (!settings || !(settings->flags & TM_CONF_VALID))
 		return drop(skb, slot, TM_DROP_NO_CONF);
+	if (!endpoint && from && is_port(from, skb->tc_index || !settings->mark))
+		return drop(skb, slot, TM_DROP_SPLIT_HORIZON);
 	target = device_in(tunnel);
 	if (!target || target != settings->ifindex)
 		return drop(skb, slot, TM_DROP_TARGET_GONE);

@@ -61,8 +61,12 @@ static __always_inline void ask_way(const __u64 *entry, __u32 from, __u64 flow, 
 		way[4] = remote[0];
 		way[5] = remote[1];
 	}
-	way[6] = 0;
-	way[7] = 0;
+	/*
+	 * The look-up reads nothing of this, and writes both addresses there. But verifiers of Linux 6.14 to 6.18 believe
+	 * that it writes nothing: after known numbers they would take what is_addressed asks for answered.
+	 */
+	way[6] = entry[0];
+	way[7] = entry[0];
 }
 
 /*
@@ -98,15 +102,15 @@ static __always_inline __u32 way_mtu(const __u64 *way)
 /*
  * Whether the addresses that look_up gave are enough for this packet, which `c` counts: then write_addresses and
  * send_frame. Else it goes by the neighbour, send_by, which costs more but keeps the kernel's knowledge of it fresh: a
- * neighbour that nobody sends by is never asked whether it is still there (RFC 4861, 7.3). So one packet of a mapping in
- * each jiffy does, which of a few packets means all.
+ * neighbour that nobody sends by is never asked whether it is still there (RFC 4861, 7.3). So on each CPU the first packet
+ * of a mapping in a jiffy goes that way, and the first after another next hop.
  */
 static __always_inline int is_addressed(const __u64 *way, struct tm_counters *c)
 {
 	const __u16 *address = (const __u16 *)way + offsetof(struct bpf_fib_lookup, dmac) / 2;
-	__u64 now = bpf_jiffies64(), last = c->neighbour_jiffies;
+	__u64 now = bpf_jiffies64() ^ way[4] ^ way[5], last = c->by_neighbour;
 
-	c->neighbour_jiffies = now;
+	c->by_neighbour = now;
 	/* Zeros: a neighbour that isn't known yet, or a device that knows none. */
 	return now == last && (address[0] | address[1] | address[2]);
 }
@@ -130,18 +134,17 @@ static __always_inline int send_frame(const __u64 *way)
 	return bpf_redirect(words_first(way[1]), 0);
 }
 
-/* Sends by the device and next hop that look_up gave. */
-static __always_inline int send_by(const __u64 *way)
+/* Sends by the device and next hop that look_up gave. The way becomes the hop: a stack has no room for both. */
+static __always_inline int send_by(__u64 *way)
 {
-	__u64 hop[3]; /* struct bpf_redir_neigh */
+	__u32 device = words_first(way[1]);
 
 	_Static_assert(offsetof(struct bpf_redir_neigh, ipv4_nh) == 4, "bpf_redir_neigh");
 	_Static_assert(sizeof(struct bpf_redir_neigh) == 20, "bpf_redir_neigh");
-	hop[0] = words_pair(way_family(way), words_first(way[4]));
-	hop[1] = words_pair(words_second(way[4]), words_first(way[5]));
-	hop[2] = words_pair(words_second(way[5]), 0);
-	return bpf_redirect_neigh(words_first(way[1]), (struct bpf_redir_neigh *)hop, sizeof(struct bpf_redir_neigh),
-				  0);
+	way[0] = words_pair(way_family(way), words_first(way[4]));
+	way[1] = words_pair(words_second(way[4]), words_first(way[5]));
+	way[2] = words_pair(words_second(way[5]), 0);
+	return bpf_redirect_neigh(device, (struct bpf_redir_neigh *)way, sizeof(struct bpf_redir_neigh), 0);
 }
 
 #endif

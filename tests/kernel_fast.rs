@@ -1,10 +1,12 @@
-//! The fast lane without a daemon: routes and neighbours that change are followed at once, outer packets have the ids that
-//! they need, and what isn't plain takes the tunnel device. And with one: the underlay device is recreated, or is put into a VRF and taken out again.
+//! The fast lane without a daemon: routes and neighbours that change are followed at once, frames are addressed as the
+//! neighbour would, outer packets have the ids that they need, and what isn't plain takes the tunnel device. And with one:
+//! the underlay device is recreated, or is put into a VRF and taken out again.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod world;
 
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -221,6 +223,100 @@ fn a_busy_neighbour_is_followed_over_ipv4() {
 #[test]
 fn a_busy_neighbour_is_followed_over_ipv6() {
     a_busy_neighbour_is_followed(&V6);
+}
+
+/// What becomes of a tenant's frame in the host's program, before it is sent: of several, one right after the other.
+fn encapsulated<const TIMES: usize>(host: &Host) -> [Vec<u8>; TIMES] {
+    const REDIRECT: u32 = 7;
+    let program = SchedClassifier::from_pin(host.pin("programs/handle_egress")).unwrap();
+    let ifindex = host.ifindex("wire0").to_ne_bytes();
+    // ingress_ifindex and ifindex of struct __sk_buff.
+    let context = [&[0; 36][..], &ifindex, &ifindex].concat();
+    let frame = plain_frame();
+    let mut frames = [(); TIMES].map(|()| vec![0; 512]);
+    host.netns.enter(|| {
+        for out in &mut frames {
+            let mut options = TestRunOptions::new();
+            options.data_in = Some(&frame);
+            options.ctx_in = Some(&context);
+            options.data_out = Some(out);
+            let result = program.test_run(options).unwrap();
+            assert_eq!(result.return_value, REDIRECT);
+            out.truncate(result.data_size_out as usize);
+        }
+    });
+    frames
+}
+
+/// An IPv4 and UDP frame of the near workload's.
+fn plain_frame() -> Vec<u8> {
+    let mut frame =
+        [&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0][..], &[0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0]].concat();
+    frame.extend([192, 168, 9, 1, 192, 168, 9, 2, 0x9c, 0x40, 0, 9, 0, 12, 0, 0, 1, 2, 3, 4]);
+    frame
+}
+
+/// A frame is the same whichever way it is sent: with the addresses that the neighbour would give it, or without, for the
+/// neighbour to give.
+fn frames_are_addressed(family: &Family) {
+    let underlay = Underlay::new();
+    let (hosts, workloads) = wired_by(&underlay, &family.hops[0]);
+    hosts.iter().for_each(|host| drop(host.apply()));
+    assert_pings(&workloads[0], FAR);
+    let mac = |host: &Host| {
+        let link: Value = serde_json::from_str(&host.netns.cmd("ip -j link show dev eth0")).unwrap();
+        let text = link[0]["address"].as_str().unwrap().to_owned();
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect::<Vec<_>>()
+    };
+    let addresses = [mac(&hosts[1]), mac(&hosts[0])].concat();
+    let (mut addressed, mut left) = (None, None);
+    eventually("frames of both kinds", || {
+        for mut frame in encapsulated::<20>(&hosts[0]) {
+            let rest = frame.split_off(12);
+            if frame == [0; 12] {
+                left = Some(rest);
+            } else {
+                assert_eq!(frame, addresses);
+                addressed = Some(rest);
+            }
+        }
+        addressed.is_some() && left.is_some()
+    });
+    // But for the id and the checksum of an IPv4 header, which differ from packet to packet.
+    let without = |mut frame: Vec<u8>| {
+        if family.flag == "-4" {
+            [4, 5, 10, 11].iter().for_each(|at| frame[2 + at] = 0);
+        }
+        frame
+    };
+    assert_eq!(addressed.map(without), left.map(without));
+
+    // A packet later, in another jiffy: the first one goes by the neighbour.
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(30));
+        let [frame] = encapsulated(&hosts[0]);
+        assert_eq!(frame[..12], [0; 12]);
+    }
+}
+
+#[test]
+fn frames_are_addressed_over_ipv4() {
+    frames_are_addressed(&V4);
+}
+
+#[test]
+fn frames_are_addressed_over_ipv6() {
+    frames_are_addressed(&V6);
+}
+
+/// Where the source address says nothing of the device, every frame is left to the neighbour.
+#[test]
+fn frames_are_left_to_the_neighbour_where_the_device_is_not_known() {
+    for family in [&V4, &V6] {
+        let site = Site::new(family);
+        assert_pings(&site.workloads[0], FAR);
+        assert!(encapsulated::<200>(&site.hosts[0]).iter().all(|frame| frame[..12] == [0; 12]));
+    }
 }
 
 /// Of packets that may be fragmented, those of a flow have ids that tell them apart; others have none.

@@ -118,7 +118,7 @@ plain! {
     /// `struct tm_counters`.
     RawCounters {
         rx_packets: u64, rx_bytes: u64, tx_packets: u64, tx_bytes: u64, rx_fast: u64, tx_fast: u64,
-        neighbour_jiffies: u64,
+        by_neighbour: u64,
         drops: [u64; DROP_REASONS],
         next_answer_ns: u64,
     }

@@ -201,17 +201,17 @@ pub struct Conf {
     #[serde(default)]
     pub role: Role,
     /// Of a tunnel: what is known of the way to its remotes.
-    #[serde(default)]
+    #[serde(default, alias = "room")]
     pub way: Way,
 }
 
-/// What is known of the way to a tunnel's remotes, by address family, from the underlay device with our address. `None`: not
-/// known.
+/// What is known of the way to a tunnel's remotes, by address family, from the underlay device with our address. `None`:
+/// nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Way {
     /// GRE; else VXLAN or Geneve.
     pub gre: bool,
-    /// Over IPv4: the largest packet that the device has room for, whatever the MTU of the tunnel's own.
+    /// Over IPv4: the largest packet that the underlay device has room for, whatever the MTU of the tunnel's own device.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub v4: Option<u16>,
     /// Over IPv6.
@@ -223,20 +223,6 @@ pub struct Way {
     /// Over IPv6.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ethernet6: Option<u32>,
-}
-
-impl std::fmt::Display for Way {
-    /// "packets of 1450 over IPv4 by device 2, packets of 1430 over IPv6"
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let known = [(self.v4, self.ethernet4, "IPv4"), (self.v6, self.ethernet6, "IPv6")];
-        let known = known.iter().filter_map(|(room, device, family)| {
-            let device = device.map_or_else(String::new, |ifindex| format!(" by device {ifindex}"));
-            Some(format!("packets of {} over {family}{device}", (*room)?))
-        });
-        let known: Vec<String> = known.collect();
-        f.write_str(if known.is_empty() { "not known" } else { "" })?;
-        f.write_str(&known.join(", "))
-    }
 }
 
 /// What an entry of `conf` is for.

@@ -149,6 +149,24 @@ impl Wanted<'_> {
     }
 }
 
+/// Whether an entry of `conf` names a device that isn't there any more.
+fn is_gone(b: &Builder<'_>, device: Option<u32>) -> bool {
+    device.is_some_and(|ifindex| b.links.indexed(ifindex).is_none())
+}
+
+/// "packets of 1450 over IPv4 by eth0, packets of 1430 over IPv6"
+fn in_words(b: &Builder<'_>, way: Way) -> String {
+    let known = [(way.v4, way.ethernet4, "IPv4"), (way.v6, way.ethernet6, "IPv6")];
+    let known = known.into_iter().filter_map(|(room, device, family)| {
+        let by = device.map_or_else(String::new, |ifindex| format!(" by {}", name_of(b, ifindex)));
+        Some(format!("packets of {} over {family}{by}", room?))
+    });
+    match known.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "nothing is known of it".to_owned(),
+        some => some,
+    }
+}
+
 /// `conf` and the tunnels' own entries of `devs`.
 pub(super) fn conf(b: &mut Builder<'_>) {
     let tunnels = b.tunnels.clone();
@@ -187,7 +205,9 @@ pub(super) fn conf(b: &mut Builder<'_>) {
                 },
             ),
             Some(c) if c.mark != tunnel.mark => (ChangeAction::Update, format!("mark {} -> {}", c.mark, tunnel.mark)),
-            Some(c) if c.role == role => (ChangeAction::Update, format!("the way to its remotes: {}", planned.way)),
+            Some(c) if c.role == role => {
+                (ChangeAction::Update, format!("the way to its remotes: {}", in_words(b, planned.way)))
+            }
             Some(_) => {
                 let by = if planned.decap.is_some() { "its underlay device" } else { "its own device" };
                 (ChangeAction::Update, format!("decapsulated on {by}"))
@@ -200,6 +220,7 @@ pub(super) fn conf(b: &mut Builder<'_>) {
             Some(_) if planned.link.is_none() => Reason::InterfaceGone,
             // An earlier version knew less of it.
             Some(c) if c.way != planned.way && b.input.observed.outdated_maps.is_some() => Reason::Upgrade,
+            Some(c) if is_gone(b, c.way.ethernet4) || is_gone(b, c.way.ethernet6) => Reason::InterfaceRecreated,
             // Of a device that was recreated or is new, the kernel has emptied `devs`.
             Some(_) if same_dev => Reason::Drift,
             Some(c) if Some(c.ifindex) != ifindex && c.ifindex == 0 => Reason::InterfaceAppeared,

@@ -310,7 +310,7 @@ pub enum Step {
         /// What the entry is for.
         role: Role,
         /// What is known of the way to a tunnel's remotes.
-        #[serde(default)]
+        #[serde(default, alias = "room")]
         way: Way,
         /// Whether it is written, without a device, even where the device could not be made: to keep the index, or to
         /// forget the device that it names.

@@ -7,9 +7,10 @@
 #   VM_FILTER        run only tests whose name holds that, of each executable
 #   KERNELS          series to run, one after the other; default: 6.1 (6.12 works too)
 #   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
-#   VM_TIMEOUT       seconds for all of one kernel, boot included; default: 3900
+#   VM_MACHINES      how many of them run side by side, each with its share of the executables; default: one for each CPU
+#   VM_TIMEOUT       seconds for all of one machine, boot included; default: 3900
 #   VM_TEST_TIMEOUT  seconds for one executable; default: 900
-#   VM_MEMORY        MiB; default: 2048
+#   VM_MEMORY        MiB of one machine; default: 2048
 #   VM_DIRECTORY     where kernels are kept and logs are left; default: target/vm
 # Exit status: 0 if every kernel booted and every executable passed without a complaint of the kernel; else 1.
 set -euo pipefail
@@ -25,10 +26,10 @@ die() {
 }
 
 work=
-machine=
+machines=()
 cleanup() {
     # Only what this run started, by its id.
-    if [ -n "$machine" ]; then kill "$machine" 2>/dev/null || true; fi
+    [ ${#machines[@]} = 0 ] || kill "${machines[@]}" 2>/dev/null || true
     if [ -n "$work" ]; then rm -rf "$work"; fi
 }
 trap cleanup EXIT
@@ -70,28 +71,35 @@ export VM_ENV_INSTA_WORKSPACE_ROOT=$project VM_ENV_CARGO_MANIFEST_DIR=$project V
 accelerate=(-accel 'tcg,thread=single')
 if grep -qE '\b(vmx|svm)\b' /proc/cpuinfo && [ -w /dev/kvm ]; then accelerate=(-accel kvm -cpu host); fi
 
-# boot SERIES: the console is shown as it runs, and kept; the guest's report lands in a file of its own.
+# boot SERIES: machines side by side, of which each runs its share; leaves their statuses in `codes`. Consoles are shown as
+# they run, and kept; each guest's report lands in a file of its own.
 boot() {
-    local kernel=$dir/$1 console=$dir/$1.console report=$dir/$1.report code=0 shown
+    local kernel=$dir/$1 n name shown=()
     cat "$work/base.cpio" "$kernel/modules.cpio" >"$work/initrd"
-    : >"$console" && : >"$report"
-    timeout --foreground -k 5 "${VM_TIMEOUT:-3900}" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m "${VM_MEMORY:-2048}" \
-        -nodefaults -no-user-config -no-reboot -display none \
-        -serial "file:$console" -serial "file:$report" -kernel "$kernel/vmlinux" -initrd "$work/initrd" \
-        -append "console=ttyS0 quiet rcupdate.rcu_cpu_stall_suppress=1 panic=-1 oops=panic mitigations=off cryptomgr.notests random.trust_cpu=on no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 rcupdate.rcu_expedited=1" \
-        </dev/null 2>"$dir/$1.qemu" &
-    machine=$!
-    tail -n +1 -f --pid="$machine" "$console" | sed -u 's/\r$//' &
-    shown=$!
-    wait "$machine" || code=$?
-    machine=
-    wait "$shown" || true
-    return "$code"
+    for ((n = 0; n < count; n++)); do
+        name=$dir/$1.$n
+        : >"$name.console" && : >"$name.report"
+        timeout --foreground -k 5 "${VM_TIMEOUT:-3900}" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m "${VM_MEMORY:-2048}" \
+            -nodefaults -no-user-config -no-reboot -display none \
+            -serial "file:$name.console" -serial "file:$name.report" -kernel "$kernel/vmlinux" -initrd "$work/initrd" \
+            -append "console=ttyS0 quiet rcupdate.rcu_cpu_stall_suppress=1 panic=-1 oops=panic mitigations=off cryptomgr.notests random.trust_cpu=on no_timer_check tsc=reliable nowatchdog audit=0 apparmor=0 rcupdate.rcu_expedited=1 machine=$n machines=$count" \
+            </dev/null 2>"$name.qemu" &
+        machines[n]=$!
+        tail -n +1 -f --pid="${machines[n]}" "$name.console" | sed -u "s/\r$//; s/^/$n: /" &
+        shown+=($!)
+    done
+    codes=()
+    for n in "${!machines[@]}"; do
+        codes[n]=0
+        wait "${machines[n]}" || codes[n]=$?
+    done
+    machines=()
+    wait "${shown[@]}" || true
 }
 
-# summarise SERIES CODE: one line for each executable; fails unless all of them passed and the guest came to its end.
+# summarise SERIES: one line for each executable; fails unless all of them passed and the guests came to their ends.
 summarise() {
-    local series=$1 code=$2 bad=0 kind name rest
+    local series=$1 bad=0 kind name rest n file
     printf '\n=== Linux %s\n' "$(<"$dir/$series/release")"
     while read -r kind name rest; do
         case $kind in
@@ -100,26 +108,33 @@ summarise() {
             fail) printf 'FAILED  %-40s %s s: %s\n' "$name" "${rest%% *}" "${rest#* }" && bad=1 ;;
             kernel) printf 'kernel  %-40s %s\n' "$name" "$rest" && bad=1 ;;
         esac
-    done <"$dir/$series.report"
-    if [ "$(grep -c -E '^(pass|fail) ' "$dir/$series.report")" -lt "$tests_expected" ]; then bad=1; fi
-    if ! grep -qx 'done' "$dir/$series.report"; then
+    done < <(for n in "${!codes[@]}"; do cat "$dir/$series.$n.report"; done)
+    if [ "$(for n in "${!codes[@]}"; do cat "$dir/$series.$n.report"; done | grep -c -E '^(pass|fail) ')" -lt "$tests_expected" ]; then
         bad=1
-        case $code in
-            124 | 137) printf 'FAILED  the guest did not end within %s s\n' "${VM_TIMEOUT:-3900}" ;;
-            0) printf 'FAILED  the guest died; the end of its console:\n' && tail -n 30 "$dir/$series.console" ;;
-            *) printf 'FAILED  QEMU ended with status %s: %s\n' "$code" "$(<"$dir/$series.qemu")" ;;
-        esac
     fi
+    for n in "${!codes[@]}"; do
+        file=$dir/$series.$n
+        if ! grep -qx 'done' "$file.report"; then
+            bad=1
+            case ${codes[n]} in
+                124 | 137) printf 'FAILED  the guest did not end within %s s\n' "${VM_TIMEOUT:-3900}" ;;
+                0) printf 'FAILED  the guest died; the end of its console:\n' && tail -n 30 "$file.console" ;;
+                *) printf 'FAILED  QEMU ended with status %s: %s\n' "${codes[n]}" "$(<"$file.qemu")" ;;
+            esac
+        fi
+    done
     return "$bad"
 }
 
 tests_expected=$#
+count=${VM_MACHINES:-$(nproc)}
+[ "$count" -le $# ] || count=$#
+codes=()
 failed=()
 for series in ${KERNELS:-6.1}; do
     "$here/kernel.sh" "$series" "$dir/$series"
-    code=0
-    boot "$series" || code=$?
-    summarise "$series" "$code" || failed+=("$series")
+    boot "$series"
+    summarise "$series" || failed+=("$series")
 done
 [ ${#failed[@]} = 0 ] || die "failed on Linux ${failed[*]}; consoles are in $dir"
 echo "vm: all passed on Linux ${KERNELS:-6.1}"
