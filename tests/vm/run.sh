@@ -9,7 +9,7 @@
 #   TUNNEL_MESH_HOOK what the tests attach by; default: clsact, whatever the kernel has; auto: as the daemon would
 #   VM_MACHINES      how many of them run side by side, each with its share of the executables; default: one for each CPU
 #   VM_TIMEOUT       seconds for all of one machine, boot included; default: 3900
-#   VM_TEST_TIMEOUT  seconds for one executable; default: 900
+#   VM_TEST_TIMEOUT  seconds for one executable; default: 1800
 #   VM_MEMORY        MiB of one machine; default: 2048
 #   VM_DIRECTORY     where kernels are kept and logs are left; default: target/vm
 # Exit status: 0 if every kernel booted and every executable passed without a complaint of the kernel; else 1.
@@ -18,7 +18,7 @@ set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 project=$(realpath "$here/../..")
 dir=${VM_DIRECTORY:-$project/target/vm}
-export VM_TEST_TIMEOUT=${VM_TEST_TIMEOUT:-900}
+export VM_TEST_TIMEOUT=${VM_TEST_TIMEOUT:-1800}
 
 die() {
     printf 'vm: %s\n' "$*" >&2
