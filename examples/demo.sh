@@ -72,7 +72,8 @@ trap 'exit 143' TERM
 
 # -- Namespaces, hosts and workloads.
 
-# inside NAME COMMAND...: in that namespace. `ip netns exec` would hide the bpffs.
+# inside NAME COMMAND...: in that namespace. `ip netns exec` would hide the bpffs. Not for what runs in the background: the
+# process would be a shell's, and the command would outlive it.
 inside() { nsenter --net="/run/netns/$id-$1" -- "${@:2}"; }
 
 namespace() {
@@ -148,8 +149,8 @@ lossless() {
 
 # capture NAME: from now on, what a workload receives goes to a file.
 capture() {
-    inside "$1" tcpdump -Z root -i eth0 -Q in -U --immediate-mode -w "$work/$1.pcap" 'icmp[icmptype] = icmp-echo' \
-        >/dev/null 2>"$work/$1.tcpdump" &
+    nsenter --net="/run/netns/$id-$1" -- tcpdump -Z root -i eth0 -Q in -U --immediate-mode -w "$work/$1.pcap" \
+        'icmp[icmptype] = icmp-echo' >/dev/null 2>"$work/$1.tcpdump" &
     processes+=($!)
     await 10 "tcpdump in $1" grep -q 'listening on' "$work/$1.tcpdump"
 }
@@ -265,7 +266,7 @@ circling=$(($(underlay_packets) - before))
 ok "$circling packets on the underlay in the second after"
 
 say 'An edit while traffic flows: blue leaves host2, green comes to host0 and host2'
-inside red0 ping -n -i 0.02 "$(address 1)" >"$work/red.ping" 2>&1 &
+nsenter --net="/run/netns/$id-red0" -- ping -n -i 0.02 "$(address 1)" >"$work/red.ping" 2>&1 &
 steady=$!
 processes+=("$steady")
 drop_file blue.yaml <<'YAML'
