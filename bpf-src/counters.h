@@ -51,13 +51,13 @@ static __always_inline void count_sent(struct tm_counters *c, __u64 packets, __u
 		c->tx_fast += packets;
 }
 
-/* As count_rx, sent by the tenant. */
-static __always_inline void count_tx(__u32 slot, __u64 packets, __u32 bytes, int fast)
+/* As count_rx, sent by the tenant through the tunnel device. */
+static __always_inline void count_tx(__u32 slot, __u64 packets, __u32 bytes)
 {
 	struct tm_counters *c = counters_of(slot);
 
 	if (c)
-		count_sent(c, packets, bytes, fast);
+		count_sent(c, packets, bytes, 0);
 }
 
 /*

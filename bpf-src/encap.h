@@ -222,6 +222,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const __u64 *entry
 		return TM_TAKE_DEVICE;
 	addressed = found == BPF_FIB_LKUP_RET_SUCCESS && is_addressed(way, c);
 
+	/* Whether the device is the one in `conf` each branch asks by itself, at a place that doesn't depend on the path. */
 	if (v4) {
 		__u32 sum;
 

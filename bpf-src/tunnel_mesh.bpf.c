@@ -137,7 +137,7 @@ int handle_egress(struct __sk_buff *skb)
 		return verdict;
 	if (write_tunnel_key(skb, entry))
 		return drop(skb, slot, TM_DROP_SET_TUNNEL_KEY);
-	count_tx(slot, skb_packets(skb), skb->len, 0);
+	count_tx(slot, skb_packets(skb), skb->len);
 	verdict = bpf_redirect(target, 0);
 	return verdict == TC_ACT_REDIRECT ? verdict : drop(skb, slot, TM_DROP_REDIRECT);
 }

@@ -72,9 +72,11 @@ trap 'exit 143' TERM
 
 # -- Namespaces, hosts and workloads.
 
-# inside NAME COMMAND...: in that namespace. `ip netns exec` would hide the bpffs. Not for what runs in the background: the
-# process would be a shell's, and the command would outlive it.
+# inside NAME COMMAND...: in that namespace. `ip netns exec` would hide the bpffs.
 inside() { nsenter --net="/run/netns/$id-$1" -- "${@:2}"; }
+
+# spawn NAME COMMAND...: the same in the background. nsenter becomes the command: $! is its process, and no shell's.
+spawn() { nsenter --net="/run/netns/$id-$1" -- "${@:2}" & }
 
 namespace() {
     ip netns add "$id-$1"
@@ -113,11 +115,11 @@ tunnel_mesh() {
     inside "host$1" "$bin" "${@:2}" "${options[@]}"
 }
 
-# start_daemon N: nsenter becomes the daemon, so its process id is the daemon's.
+# start_daemon N: the program runs as host N's daemon.
 start_daemon() {
     mkdir -p "$work/host$1/run" "$work/host$1/state"
     options "$1"
-    nsenter --net="/run/netns/$id-host$1" -- "$bin" run "${options[@]}" </dev/null >"$work/host$1.log" 2>&1 &
+    spawn "host$1" "$bin" run "${options[@]}" </dev/null >"$work/host$1.log" 2>&1
     daemons+=($!)
 }
 
@@ -149,8 +151,8 @@ lossless() {
 
 # capture NAME: from now on, what a workload receives goes to a file.
 capture() {
-    nsenter --net="/run/netns/$id-$1" -- tcpdump -Z root -i eth0 -Q in -U --immediate-mode -w "$work/$1.pcap" \
-        'icmp[icmptype] = icmp-echo' >/dev/null 2>"$work/$1.tcpdump" &
+    spawn "$1" tcpdump -Z root -i eth0 -Q in -U --immediate-mode -w "$work/$1.pcap" 'icmp[icmptype] = icmp-echo' \
+        >/dev/null 2>"$work/$1.tcpdump"
     processes+=($!)
     await 10 "tcpdump in $1" grep -q 'listening on' "$work/$1.tcpdump"
 }
@@ -266,7 +268,7 @@ circling=$(($(underlay_packets) - before))
 ok "$circling packets on the underlay in the second after"
 
 say 'An edit while traffic flows: blue leaves host2, green comes to host0 and host2'
-nsenter --net="/run/netns/$id-red0" -- ping -n -i 0.02 "$(address 1)" >"$work/red.ping" 2>&1 &
+spawn red0 ping -n -i 0.02 "$(address 1)" >"$work/red.ping" 2>&1
 steady=$!
 processes+=("$steady")
 drop_file blue.yaml <<'YAML'

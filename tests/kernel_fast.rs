@@ -135,16 +135,24 @@ fn routes_are_followed_over_ipv6() {
     routes_are_followed(&V6);
 }
 
+/// Makes a host ask its neighbours soon whether they are still there: after about so many milliseconds.
+fn ask_often(host: &Host, family: &Family, reachable: u32) {
+    let kind = if family.flag == "-4" { "ipv4" } else { "ipv6" };
+    let settings = [
+        ("base_reachable_time_ms", reachable),
+        ("retrans_time_ms", 100),
+        ("ucast_solicit", 1),
+        ("delay_first_probe_time", 1),
+    ];
+    for (name, value) in settings {
+        host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.{name}={value}"));
+    }
+}
+
 /// A next hop whose hardware address changes without a word is asked for again, as for any packet of the host's own.
 fn neighbours_are_followed(family: &Family) {
     let site = Site::new(family);
-    let kind = if family.flag == "-4" { "ipv4" } else { "ipv6" };
-    for host in &site.hosts {
-        for (name, value) in [("base_reachable_time_ms", 200), ("retrans_time_ms", 100), ("ucast_solicit", 1)] {
-            host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.{name}={value}"));
-        }
-        host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.delay_first_probe_time=1"));
-    }
+    site.hosts.iter().for_each(|host| ask_often(host, family, 200));
     assert_pings(&site.workloads[0], FAR);
     site.hosts[1].netns.cmd("ip link set eth0 address 02:00:00:00:77:01");
     eventually("the neighbour is found again", || pings(&site.workloads[0], FAR, 1));
@@ -178,13 +186,9 @@ fn stream(from: &Netns, stop: &AtomicBool) {
 fn a_busy_neighbour_is_followed(family: &Family) {
     let underlay = Underlay::new();
     let (hosts, workloads) = wired_by(&underlay, &family.hops[0]);
-    let kind = if family.flag == "-4" { "ipv4" } else { "ipv6" };
     for host in &hosts {
         host.apply();
-        for (name, value) in [("base_reachable_time_ms", 2400), ("retrans_time_ms", 100), ("ucast_solicit", 1)] {
-            host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.{name}={value}"));
-        }
-        host.netns.cmd(&format!("sysctl -qw net.{kind}.neigh.eth0.delay_first_probe_time=1"));
+        ask_often(host, family, 2400);
     }
     assert_pings(&workloads[0], FAR);
     // What the workloads ask each other would go by the tunnel device, which asks for its neighbours itself.

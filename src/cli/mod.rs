@@ -37,7 +37,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use exit::{Exit, Told};
 use page::Page;
 use paint::Paint;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -312,12 +312,12 @@ fn tell_of_usage(error: &clap::Error) {
     let terminal = if error.use_stderr() { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
     let text = error.render();
     let text = if usage_color().colored(terminal) { text.ansi().to_string() } else { text.to_string() };
-    // A closed pipe is no reason to fail on `--help | head`.
-    drop(if error.use_stderr() {
-        std::io::stderr().write_all(text.as_bytes())
+    if error.use_stderr() {
+        tell(text.trim_end_matches('\n'));
     } else {
-        std::io::stdout().write_all(text.as_bytes())
-    });
+        // What can't be written is no reason to fail.
+        drop(print(&text));
+    }
 }
 
 /// What is said of colour, for help and for words that aren't understood: before anything else is.

@@ -211,18 +211,19 @@ impl<'a> Known<'a> {
 
 /// What is known of the way to a tunnel's remotes, whatever its device believes.
 pub(super) fn way_of(observed: &Observed, tunnel: &Tunnel) -> Way {
-    let room = |source: IpAddr| {
-        let mtu = underlay(observed, source)?.mtu;
-        let room = mtu.saturating_sub(tunnel.kind.overhead(source.is_ipv6())).max(1);
-        Some(u16::try_from(room).unwrap_or(u16::MAX))
+    let room = |link: &Link, ip6| {
+        let room = link.mtu.saturating_sub(tunnel.kind.overhead(ip6)).max(1);
+        u16::try_from(room).unwrap_or(u16::MAX)
     };
-    let ethernet = |source: IpAddr| underlay(observed, source).filter(|link| link.ethernet).map(|link| link.ifindex);
+    let ethernet = |link: &Link| link.ethernet.then_some(link.ifindex);
+    let v4 = tunnel.local.v4.and_then(|source| underlay(observed, source.into()));
+    let v6 = tunnel.local.v6.and_then(|source| underlay(observed, source.into()));
     Way {
         gre: tunnel.kind == TunnelKind::Gretap,
-        v4: tunnel.local.v4.map(IpAddr::V4).and_then(room),
-        v6: tunnel.local.v6.map(IpAddr::V6).and_then(room),
-        ethernet4: tunnel.local.v4.map(IpAddr::V4).and_then(ethernet),
-        ethernet6: tunnel.local.v6.map(IpAddr::V6).and_then(ethernet),
+        v4: v4.map(|link| room(link, false)),
+        v6: v6.map(|link| room(link, true)),
+        ethernet4: v4.and_then(ethernet),
+        ethernet6: v6.and_then(ethernet),
     }
 }
 

@@ -100,6 +100,7 @@ boot() {
 # summarise SERIES: one line for each executable; fails unless all of them passed and the guests came to their ends.
 summarise() {
     local series=$1 bad=0 kind name rest n file
+    for n in "${!codes[@]}"; do cat "$dir/$series.$n.report"; done >"$dir/$series.report"
     printf '\n=== Linux %s\n' "$(<"$dir/$series/release")"
     while read -r kind name rest; do
         case $kind in
@@ -108,10 +109,8 @@ summarise() {
             fail) printf 'FAILED  %-40s %s s: %s\n' "$name" "${rest%% *}" "${rest#* }" && bad=1 ;;
             kernel) printf 'kernel  %-40s %s\n' "$name" "$rest" && bad=1 ;;
         esac
-    done < <(for n in "${!codes[@]}"; do cat "$dir/$series.$n.report"; done)
-    if [ "$(for n in "${!codes[@]}"; do cat "$dir/$series.$n.report"; done | grep -c -E '^(pass|fail) ')" -lt "$tests_expected" ]; then
-        bad=1
-    fi
+    done <"$dir/$series.report"
+    if [ "$(grep -c -E '^(pass|fail) ' "$dir/$series.report")" -lt "$tests_expected" ]; then bad=1; fi
     for n in "${!codes[@]}"; do
         file=$dir/$series.$n
         if ! grep -qx 'done' "$file.report"; then
